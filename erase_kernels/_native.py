@@ -1,0 +1,63 @@
+"""Loads the native library beside this file, and remembers why when it cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+
+from erase_kernels._source_hash import embedded_hash, source_hash
+
+PACKAGE = Path(__file__).resolve().parent
+LIBRARY = PACKAGE / "_C.abi3.so"
+MISSING_NOTE = PACKAGE / "_native_missing.txt"  # setup.py says here why it built no library
+CLONE_SWITCH = "ERASE_KERNELS_CPU_CLONE"  # names the instruction set the CPU kernels shall use
+REBUILD_HINT = "run `make build` (or `pip install -e . --no-build-isolation`)"
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeStatus:
+    """State of the native library in this process.
+
+    Attributes:
+        available: its operators are registered.
+        stale: it exists but was built from other sources, and was not loaded.
+        reason: why it is not available; empty when it is.
+        build_hash: fingerprint of the sources it was built from; empty when there is none.
+        cpu_clone: instruction set the CPU kernels run with; empty when not available.
+    """
+
+    available: bool
+    stale: bool = False
+    reason: str = ""
+    build_hash: str = ""
+    cpu_clone: str = ""
+
+
+def _load() -> NativeStatus:
+    if not LIBRARY.exists():
+        note = MISSING_NOTE.read_text().strip() if MISSING_NOTE.exists() else "never built here"
+        return NativeStatus(False, reason=f"{LIBRARY.name} is not installed: {note}")
+    built = embedded_hash(LIBRARY) or ""
+    root = PACKAGE.parent
+    if (root / "csrc").is_dir() and (root / "CMakeLists.txt").is_file():
+        if built != source_hash(root):
+            reason = f"{LIBRARY.name} was not built from the present csrc/: {REBUILD_HINT}"
+            return NativeStatus(False, stale=True, reason=reason, build_hash=built)
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:  # wrong architecture, libc or torch: the package works without
+        return NativeStatus(False, reason=f"{LIBRARY.name} does not load: {error}")
+    clone = ctypes.CDLL(str(LIBRARY)).erase_kernels_cpu_clone
+    clone.restype = ctypes.c_char_p
+    running = clone().decode()
+    wanted = os.environ.get(CLONE_SWITCH, running)
+    if wanted != running:
+        raise ImportError(f"{CLONE_SWITCH}={wanted} is not available here: the best is {running}")
+    return NativeStatus(True, build_hash=built, cpu_clone=running)
+
+
+STATUS = _load()

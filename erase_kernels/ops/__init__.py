@@ -1,0 +1,1 @@
+"""Public functions, one file per operator: checks, choice of the backend, call."""

@@ -1,0 +1,104 @@
+"""Thin shim: decides whether a native library can be built, and lets CMake build it.
+
+ERASE_KERNELS_NATIVE=1 makes a missing torch or compiler an error; =0 builds pure Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+MISSING_NOTE = "_native_missing.txt"
+SWITCH = "ERASE_KERNELS_NATIVE"
+
+
+def find_torch() -> Path | None:
+    """Directory of the installed torch, found without importing it."""
+    spec = importlib.util.find_spec("torch")
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def find_tool(name: str) -> str | None:
+    """A build tool on PATH, or the one a Python package of that name brings."""
+    found = shutil.which(name)
+    if found or importlib.util.find_spec(name) is None:
+        return found
+    module = __import__(name)
+    path = Path(getattr(module, f"{name.upper()}_BIN_DIR" if name == "cmake" else "BIN_DIR")) / name
+    return str(path) if path.exists() else None
+
+
+def why_not_native() -> str:
+    """Why no native library can be built here; empty if one can."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0 when the package was built"
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return f"built on {platform.system()} {platform.machine()}; only Linux x86_64 is supported"
+    if find_torch() is None:
+        return "torch was not installed when the package was built (build isolation hides it)"
+    if find_tool("cmake") is None:
+        return "cmake was not found when the package was built"
+    compiler = os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]
+    if not any(shutil.which(name) for name in compiler):
+        return f"no C++ compiler ({', '.join(compiler)}) was found when the package was built"
+    return ""
+
+
+class CMakeBuild(build_ext):
+    """Builds the extension with CMake, in a directory kept per torch so that rebuilds are fast."""
+
+    def build_extension(self, ext: Extension) -> None:
+        torch_root, cmake = find_torch(), find_tool("cmake")
+        assert torch_root and cmake, "checked by why_not_native"
+        key = hashlib.sha256(f"{torch_root}|{os.environ.get('CXX')}".encode()).hexdigest()[:12]
+        build = ROOT / "build" / f"native-{key}"
+        fingerprint = runpy.run_path(str(ROOT / "erase_kernels" / "_source_hash.py"))["source_hash"]
+        configure = [cmake, "-S", str(ROOT), "-B", str(build), f"-DTORCH_ROOT={torch_root}"]
+        configure += [f"-DSOURCE_HASH={fingerprint(ROOT)}"]
+        if not (build / "CMakeCache.txt").exists() and (ninja := find_tool("ninja")):
+            configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        subprocess.run(configure, check=True)
+        subprocess.run([cmake, "--build", str(build), "--parallel", "2"], check=True)
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_suffix(".new")  # a running process keeps the library it has mapped
+        shutil.copyfile(build / target.name, staged)
+        staged.replace(target)
+
+
+class BuildPython(build_py):
+    """Leaves a note of the reason in a package without a native library."""
+
+    def run(self) -> None:
+        super().run()
+        editable = getattr(self, "editable_mode", False)
+        package = (ROOT if editable else Path(self.build_lib)) / "erase_kernels"
+        note = package / MISSING_NOTE
+        if reason:
+            note.write_text(reason + "\n")
+        else:
+            note.unlink(missing_ok=True)
+
+
+reason = why_not_native()
+if reason and os.environ.get(SWITCH) == "1":
+    raise SystemExit(f"{SWITCH}=1, but the native library cannot be built: {reason}")
+
+setup(
+    ext_modules=[]
+    if reason
+    else [Extension("erase_kernels._C", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildPython},
+    options={} if reason else {"bdist_wheel": {"py_limited_api": "cp310"}},
+)
