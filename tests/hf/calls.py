@@ -1,0 +1,207 @@
+"""Ways to call a Qwen vision-language model, each returning what can be compared.
+
+A call does not know whether the model is stock, pruned, or masked by the oracle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tests.prompts import MERGE, Prompt
+
+NEW_TOKENS = 6
+
+
+@dataclass
+class Outcome:
+    """What one run of a case produced."""
+
+    logits: list[torch.Tensor] = field(default_factory=list)  # [B, V], or [B, positions, V]
+    # Columns of 3-D logits; None for 2-D ones.
+    positions: list[list[int] | None] = field(default_factory=list)
+    tokens: list[torch.Tensor] = field(default_factory=list)  # generated ids of each turn
+    cache: Any = None
+    generated: int = 0  # columns of the last turn that decoding added to the cache
+    loss: torch.Tensor | None = None
+    text: str | None = None
+
+    def add(self, logits: torch.Tensor, positions: list[int] | None = None) -> None:
+        self.logits.append(logits.detach().clone())
+        self.positions.append(positions)
+
+
+def _generate_into(
+    out: Outcome, model: Any, new_tokens: int = NEW_TOKENS, **kwargs: Any
+) -> torch.Tensor:
+    """One generate() call; returns the whole sequence."""
+    options = {"do_sample": False, **kwargs}
+    result = model.generate(
+        **options, max_new_tokens=new_tokens, output_logits=True, return_dict_in_generate=True
+    )
+    for step in result.logits:
+        out.add(step)
+    out.tokens.append(result.sequences[:, -new_tokens:])
+    out.cache, out.generated = result.past_key_values, new_tokens - 1
+    return result.sequences
+
+
+def greedy(model: Any, prompts: list[Prompt]) -> Outcome:
+    out = Outcome()
+    _generate_into(out, model, **prompts[0].inputs)
+    return out
+
+
+def sampled(model: Any, prompts: list[Prompt]) -> Outcome:
+    out = Outcome()
+    torch.manual_seed(11)
+    _generate_into(out, model, do_sample=True, temperature=0.9, top_k=50, **prompts[0].inputs)
+    return out
+
+
+def _joined(prompts: list[Prompt], sequence: torch.Tensor, first: dict, latest: Prompt) -> dict:
+    """Inputs of a later turn with the whole conversation in ``input_ids``."""
+    ids = torch.cat([sequence, latest.inputs["input_ids"]], dim=1)
+    grown = torch.ones_like(ids[:, first["attention_mask"].shape[1] :])
+    mask = torch.cat([first["attention_mask"], grown], dim=1)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _grids_by_row(prompts: list[Prompt], image_token: int) -> torch.Tensor:
+    """Image grids of a conversation: all turns of row 0, then all turns of row 1, ..."""
+    rows: list[list[torch.Tensor]] = [[] for _ in prompts[0].inputs["input_ids"]]
+    for prompt in prompts:
+        grids = list(prompt.inputs.get("image_grid_thw", ()))
+        for b, ids in enumerate(prompt.inputs["input_ids"]):
+            tokens = int((ids == image_token).sum())
+            while tokens > 0:
+                rows[b].append(grids.pop(0))
+                tokens -= int(rows[b][-1].prod()) // MERGE**2
+    return torch.stack([grid for row in rows for grid in row])
+
+
+def _rope_positions(model: Any, turns: dict, prompts: list[Prompt]) -> torch.Tensor:
+    """[4, B, S] positions of a whole conversation, as generate() prepares a first turn."""
+    ids, mask = turns["input_ids"], turns["attention_mask"]
+    positions, model.model.rope_deltas = model.model.get_rope_index(
+        ids,
+        mm_token_type_ids=(ids == model.config.image_token_id).long(),
+        image_grid_thw=_grids_by_row(prompts, model.config.image_token_id),
+        attention_mask=mask,
+    )
+    text = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return torch.cat([text[None], positions])
+
+
+def _turns(model: Any, prompts: list[Prompt], whole_ids: bool) -> Outcome:
+    """Greedy turns on one cache; a stock model needs positions given for images of a later turn."""
+    out = Outcome()
+    inputs = prompts[0].inputs
+    sequence = _generate_into(out, model, **inputs)
+    for turn, prompt in enumerate(prompts[1:], start=2):
+        joined = _joined(prompts, sequence, inputs, prompt)
+        extra = {}
+        if "pixel_values" in prompt.inputs:
+            extra = {k: prompt.inputs[k] for k in ("pixel_values", "image_grid_thw")}
+            extra["position_ids"] = _rope_positions(model, joined, prompts[:turn])
+        past = sequence.shape[1] - 1  # the last generated token is not in the cache yet
+        call = dict(joined)
+        if not whole_ids:
+            call["input_ids"] = joined["input_ids"][:, past:]
+        new = joined["input_ids"].shape[1] - past
+        if "position_ids" in extra:
+            extra["position_ids"] = extra["position_ids"][:, :, -new:]
+        _generate_into(out, model, past_key_values=out.cache, **call, **extra)
+        answer = out.tokens[-1]
+        sequence, inputs = torch.cat([joined["input_ids"], answer], dim=1), joined
+    return out
+
+
+def turns_whole_ids(model: Any, prompts: list[Prompt]) -> Outcome:
+    return _turns(model, prompts, whole_ids=True)
+
+
+def turns_new_ids(model: Any, prompts: list[Prompt]) -> Outcome:
+    return _turns(model, prompts, whole_ids=False)
+
+
+def direct(model: Any, prompts: list[Prompt]) -> Outcome:
+    """model(...) without a cache: logits of every position."""
+    out = Outcome()
+    result = model(**prompts[0].inputs, use_cache=False)
+    assert result.past_key_values is None
+    out.add(result.logits, list(range(prompts[0].length)))
+    return out
+
+
+def direct_loop(model: Any, prompts: list[Prompt]) -> Outcome:
+    """model(...) with a cache, then a hand-written greedy loop with mask and positions."""
+    out = Outcome()
+    inputs = prompts[0].inputs
+    result = model(**inputs, use_cache=True)
+    out.add(result.logits, list(range(prompts[0].length)))
+    mask, tokens = inputs["attention_mask"], []
+    for _ in range(NEW_TOKENS - 1):
+        tokens.append(result.logits[:, -1].argmax(-1, keepdim=True))
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        position = mask.sum(-1, keepdim=True) - 1 + model.model.rope_deltas
+        result = model(
+            input_ids=tokens[-1],
+            attention_mask=mask,
+            position_ids=position[None].expand(3, -1, -1),
+            past_key_values=result.past_key_values,
+        )
+        out.add(result.logits[:, -1])
+    tokens.append(result.logits[:, -1].argmax(-1, keepdim=True))
+    out.tokens.append(torch.cat(tokens, dim=1))
+    out.cache, out.generated = result.past_key_values, NEW_TOKENS - 1
+    return out
+
+
+def direct_loop_without_mask(model: Any, prompts: list[Prompt]) -> Outcome:
+    """The same loop with nothing but ids and cache."""
+    out = Outcome()
+    inputs = {k: v for k, v in prompts[0].inputs.items() if k != "attention_mask"}
+    result = model(**inputs, use_cache=True)
+    out.add(result.logits[:, -1])
+    for _ in range(NEW_TOKENS - 1):
+        token = result.logits[:, -1].argmax(-1, keepdim=True)
+        result = model(input_ids=token, past_key_values=result.past_key_values)
+        out.add(result.logits[:, -1])
+    out.cache, out.generated = result.past_key_values, NEW_TOKENS - 1
+    return out
+
+
+def _labels(prompt: Prompt, image_token: int) -> torch.Tensor:
+    """Text only, without padding and without tokens predicted from an image position."""
+    ids = prompt.inputs["input_ids"]
+    image = ids == image_token
+    after_image = torch.cat([torch.zeros_like(image[:, :1]), image[:, :-1]], dim=1)
+    ignore = image | after_image | (prompt.inputs["attention_mask"] == 0)
+    return ids.masked_fill(ignore, -100)
+
+
+def direct_labels(model: Any, prompts: list[Prompt]) -> Outcome:
+    out = Outcome()
+    labels = _labels(prompts[0], model.config.image_token_id)
+    result = model(**prompts[0].inputs, labels=labels)
+    out.add(result.logits, list(range(prompts[0].length)))
+    out.loss = result.loss
+    return out
+
+
+def keep_last_logits(model: Any, prompts: list[Prompt]) -> Outcome:
+    out = Outcome()
+    result = model(**prompts[0].inputs, logits_to_keep=3)
+    out.add(result.logits, list(range(prompts[0].length - 3, prompts[0].length)))
+    return out
+
+
+def keep_chosen_logits(model: Any, prompts: list[Prompt]) -> Outcome:
+    out = Outcome()
+    chosen = [1, 4, prompts[0].length - 7, prompts[0].length - 1]
+    result = model(**prompts[0].inputs, logits_to_keep=torch.tensor(chosen))
+    out.add(result.logits, chosen)
+    return out

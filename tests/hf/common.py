@@ -1,0 +1,184 @@
+"""Runs a case three ways (stock, pruned, masked by the oracle) and compares them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import erase
+from tests.hf.cases import Case, Outcome
+from tests.models import TEXT_LAYERS, shared_model
+from tests.oracle import Oracle
+from tests.oracle_choices import Turn, recovered_images
+from tests.prompts import CLIP_MEAN, CLIP_STD, Prompt, chat_processor
+
+LOGIT_TOLERANCE = 1e-5
+"""fp32 logits of a pruned and a masked model; the two sum over differently many keys."""
+SCORE_TOLERANCE = 2e-5
+"""Relative, stage-2 scores in fp32 against float64 sums of the eager attention weights."""
+CLEAR_MARGIN = 1e-4
+"""Relative distance of the last kept score to the first dropped one that a case must have."""
+CLEAR_DIFFERENCE = 0.1
+"""Largest logit change that pruning must cause in every case (logits have unit deviation)."""
+STAGE1_OPS = {"patch_entropy_from_pixels", "complexity_plan", "segmented_topk"}
+STAGE2_OPS = {"text_to_vision_scores", "segmented_topk"}
+
+
+@dataclass
+class Pruned:
+    """A pruned run and what its session said."""
+
+    outcome: Outcome
+    reports: list[Any]
+    seen: int
+    pruned: int
+
+
+def snapshot(model: Any) -> dict[str, Any]:
+    """All a session may touch: hooks, instance attributes, classes, the attention registry."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    modules = {}
+    for name, module in model.named_modules():
+        attributes = {k: id(v) for k, v in vars(module).items() if not k.startswith("_")}
+        attributes.pop("rope_deltas", None)  # state of the stock model, changed by every prefill
+        hooks = {k: list(v) for k, v in vars(module).items() if k.endswith("_hooks")}
+        with_kwargs = {k: list(v) for k, v in vars(module).items() if k.endswith("_with_kwargs")}
+        modules[name] = (type(module), attributes, hooks, with_kwargs)
+    registry = {k: id(v) for k, v in ALL_ATTENTION_FUNCTIONS._local_mapping.items()}
+    shared = {k: id(v) for k, v in ALL_ATTENTION_FUNCTIONS._global_mapping.items()}
+    return {"modules": modules, "registry": registry, "shared": shared, "type": type(model)}
+
+
+def run_stock(case: Case, family: str, attention: str = "sdpa") -> Outcome:
+    with torch.no_grad():
+        return case.call(shared_model(family, attention), case.build())
+
+
+def run_pruned(case: Case, family: str, attention: str = "sdpa", **overrides: Any) -> Pruned:
+    """The case under a session; the model is as before afterwards."""
+    model = shared_model(family, attention)
+    before = snapshot(model)
+    config = erase.EraseConfig(**case.settings(**overrides))
+    processor = chat_processor(case.do_normalize)
+    with torch.no_grad(), erase.prune(model, config, processor=processor) as session:
+        outcome = case.call(model, case.build())
+    assert snapshot(model) == before, "the session left something behind"
+    return Pruned(outcome, list(session.reports), session.prefills_seen, session.prefills_pruned)
+
+
+def oracle_images(prompts: list[Prompt]) -> list[np.ndarray]:
+    """uint8 truth of all turns; from the pixels where their dtype has lost some levels."""
+    images = []
+    for prompt in prompts:
+        pixels = prompt.inputs.get("pixel_values")
+        if pixels is not None and pixels.dtype == torch.bfloat16:
+            grids = prompt.inputs["image_grid_thw"]
+            images += recovered_images(pixels, grids, CLIP_MEAN, CLIP_STD)
+        else:
+            images += prompt.images
+    return images
+
+
+def run_oracle(case: Case, family: str, **overrides: Any) -> tuple[Outcome, Oracle]:
+    model = shared_model(family, "eager")
+    config = erase.EraseConfig(**case.settings(**overrides))
+    prompts = case.build()
+    with torch.no_grad(), Oracle(model, config, oracle_images(prompts)) as oracle:
+        outcome = case.call(model, prompts)
+    assert not oracle.unused_images, "the oracle saw fewer images than the case has"
+    for turn in oracle.turns:
+        for row in turn.rows:
+            assert row.margin is None or row.margin > CLEAR_MARGIN, "choose other pictures"
+    return outcome, oracle
+
+
+def assert_reports(reports: list[Any], turns: list[Turn], kv: bool) -> None:
+    """Every choice the session reports is the oracle's own."""
+    assert len(reports) == len(turns)
+    for report, turn in zip(reports, turns, strict=True):
+        assert len(report.rows) == len(turn.rows)
+        for got, row in zip(report.rows, turn.rows, strict=True):
+            _assert_row(got, row)
+        _assert_backends(report, turn)
+        if kv:
+            _assert_kv_lengths(report, turn)
+
+
+def _assert_row(got: Any, row: Any) -> None:
+    assert len(got.images) == len(row.images)
+    for image, want in zip(got.images, row.images, strict=True):
+        assert image.entropy.dtype == torch.float32
+        np.testing.assert_array_equal(image.entropy.numpy(), want.entropy)
+        assert image.median == want.median
+        assert image.level == want.level
+        assert image.kept.tolist() == want.kept
+    assert got.layer == row.layer
+    if row.layer is None:
+        assert got.candidates is None
+        assert got.scores is None
+    else:
+        assert got.candidates.tolist() == row.candidates
+        np.testing.assert_allclose(got.scores.numpy(), row.scores, rtol=SCORE_TOLERANCE, atol=1e-7)
+    assert got.kept.tolist() == row.kept
+
+
+def _assert_backends(report: Any, turn: Turn) -> None:
+    expected = set(STAGE1_OPS)
+    if any(row.layer is not None for row in turn.rows):
+        expected |= STAGE2_OPS
+    if any(len(row.kept) < len(row.visual) for row in turn.rows):
+        expected.add("compact_rows")
+    assert expected <= set(report.backends)
+    assert set(report.backends.values()) == {"native"}
+
+
+def _assert_kv_lengths(report: Any, turn: Turn) -> None:
+    """Valid cache rows per layer right after this prefill: every row at its own length."""
+    lengths = report.kv_lengths if len(turn.rows) > 1 else [report.kv_lengths]
+    assert lengths == [[valid] * TEXT_LAYERS for valid in turn.valid_after]
+
+
+def assert_outcomes(got: Outcome, want: Outcome, oracle: Oracle) -> None:
+    """Same tokens, and logits within tolerance wherever a token was kept."""
+    assert len(got.logits) == len(want.logits)
+    for a, b in zip(got.tokens, want.tokens, strict=True):
+        assert torch.equal(a, b)
+    for a, b, positions in zip(got.logits, want.logits, got.positions, strict=True):
+        assert a.shape == b.shape
+        difference = (a - b).abs().amax(-1)
+        if positions is not None:
+            kept = oracle.kept_columns[:, positions]
+            assert bool(kept.any())
+            difference = difference[kept]
+        assert float(difference.max()) <= LOGIT_TOLERANCE
+    if want.loss is not None:
+        torch.testing.assert_close(got.loss, want.loss, rtol=0, atol=LOGIT_TOLERANCE)
+
+
+def assert_cache(got: Outcome, oracle: Oracle) -> None:
+    """Length of every layer = text + kept + generated - 1, of the longest row."""
+    if got.cache is None:
+        return
+    longest = int(oracle.kept_columns.sum(1).max())
+    first_turn_padding = oracle.batch > 1 and len(oracle.turns) + oracle.other_prefills > 1
+    for layer in got.cache.layers:
+        assert layer.keys.shape == layer.values.shape
+        if not first_turn_padding:  # slots of shorter rows stay empty between the turns
+            assert layer.keys.shape[-2] == longest
+        else:
+            assert longest <= layer.keys.shape[-2] < oracle.kept_columns.shape[1]
+
+
+def differs_clearly(got: Outcome, stock: Outcome, oracle: Oracle) -> bool:
+    """Whether pruning changed a logit of a kept position by more than ``CLEAR_DIFFERENCE``."""
+    largest = 0.0
+    for a, b, positions in zip(got.logits, stock.logits, got.positions, strict=True):
+        difference = (a - b).abs().amax(-1)
+        if positions is not None:
+            difference = difference[oracle.kept_columns[:, positions]]
+        largest = max(largest, float(difference.max()))
+    return largest > CLEAR_DIFFERENCE

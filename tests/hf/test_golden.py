@@ -1,0 +1,148 @@
+"""Parity with the published ERASE code, recorded in ``tests/data/golden`` (its README says how)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+import erase
+from tests.prompts import CLIP_MEAN, CLIP_STD, TEMPORAL, image_to_cells
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+CASES = ("china_r25", "mid1_r25", "page_r25", "two_mixed_r25")
+EARLY_LAYER, LATE_LAYER = 1, 16
+NEW_TOKENS = 8
+ENTROPY_TOLERANCE = 1e-5  # the published code adds 1e-10 to every bin
+SCORE_TOLERANCE = 1e-4
+LOGIT_TOLERANCE = 1e-4
+
+
+@functools.cache
+def model() -> Any:
+    config = Qwen2_5_VLConfig(**json.loads((GOLDEN / "config.json").read_text()))
+    built = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    built.load_state_dict(load_file(GOLDEN / "weights.safetensors"))
+    return built.float().eval().requires_grad_(False)
+
+
+def pixel_values(image: torch.Tensor) -> torch.Tensor:
+    """The processor's tensor of one resized image [3, H, W], both temporal halves."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
+    levels = (image.float() / 255 - mean) / std
+    cells = torch.from_numpy(image_to_cells(levels.numpy()).copy())
+    return cells[:, :, None].expand(-1, -1, TEMPORAL, -1, -1).reshape(len(cells), -1)
+
+
+@functools.cache
+def recorded(case: str) -> tuple[dict, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(settings, recorded tensors, model inputs)."""
+    settings = json.loads((GOLDEN / f"{case}.json").read_text())
+    tensors = load_file(GOLDEN / f"{case}.safetensors")
+    images = load_file(GOLDEN / "images.safetensors")
+    ids = tensors["input_ids"].long()
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == model().config.image_token_id).int(),
+        "pixel_values": torch.cat([pixel_values(images[name]) for name in settings["inputs"]]),
+        "image_grid_thw": tensors["image_grid_thw"].long(),
+    }
+    return settings, tensors, inputs
+
+
+def generate(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens [1, 8], logits [8, vocabulary]) of a greedy run."""
+    out = model().generate(
+        **inputs,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return out.sequences[:, -NEW_TOKENS:], torch.cat(out.logits)
+
+
+def run(case: str) -> tuple[erase.Session, torch.Tensor, torch.Tensor]:
+    settings, _, inputs = recorded(case)
+    config = erase.EraseConfig(
+        keep_ratio=settings["final_ratio"],
+        entropy_thresholds=tuple(settings["entropy_thresholds"]),
+        stage1_keep_ratios=tuple(settings["stage1_retain"]),
+        early_layer=EARLY_LAYER,
+        late_layer=LATE_LAYER,
+        query="released",
+    )
+    with erase.prune(model(), config) as session:
+        tokens, logits = generate(inputs)
+    return session, tokens, logits
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_unpruned_model_reproduces_the_recording(case: str) -> None:
+    _, tensors, inputs = recorded(case)
+    tokens, logits = generate(inputs)
+    assert torch.equal(tokens, tensors["base.gen_tokens"].long())
+    torch.testing.assert_close(
+        logits[:1], tensors["base.last_logits"], rtol=0, atol=LOGIT_TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stage1(case: str) -> None:
+    settings, tensors, _ = recorded(case)
+    row = run(case)[0].report.rows[0]
+    assert len(row.images) == len(settings["images"])
+    for i, (got, want) in enumerate(zip(row.images, settings["images"], strict=True)):
+        np.testing.assert_allclose(
+            got.entropy.numpy(),
+            tensors[f"s1.{i}.entropies"].numpy(),
+            rtol=0,
+            atol=ENTROPY_TOLERANCE,
+        )
+        assert got.median == pytest.approx(want["median"], abs=ENTROPY_TOLERANCE)
+        assert got.level == want["level"]
+        assert got.kept.tolist() == sorted(tensors[f"s1.{i}.topk_indices"].tolist())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stage2(case: str) -> None:
+    settings, tensors, _ = recorded(case)
+    session, _, _ = run(case)
+    row = session.report.rows[0]
+    assert row.layer == settings["prune_layer"]
+    # Recorded in order of entropy and by position after stage 1; compare by original position.
+    original = tensors["s1.retain_indices"].long()[tensors["s2.vision_idx"].long()]
+    order = original.argsort()
+    assert row.candidates.tolist() == original[order].tolist()
+    np.testing.assert_allclose(
+        row.scores.numpy(), tensors["s2.importance"][order].numpy(), rtol=SCORE_TOLERANCE
+    )
+    assert row.kept.tolist() == tensors["s2.kept_original_pos_sorted"].tolist()
+    assert session.report.kv_lengths == settings["kv_len_per_layer"]
+    assert set(session.report.backends.values()) == {"native"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cache_and_decoding(case: str) -> None:
+    settings, tensors, inputs = recorded(case)
+    session, tokens, logits = run(case)
+    assert tokens.tolist() == [settings["gen"]["tokens"]]
+    assert torch.equal(tokens, tensors["gen.tokens"].long())
+    torch.testing.assert_close(logits, tensors["gen.logits"], rtol=0, atol=LOGIT_TOLERANCE)
+    torch.testing.assert_close(
+        logits[:1], tensors["prefill.last_logits"], rtol=0, atol=LOGIT_TOLERANCE
+    )
+    with erase.prune(model(), session.method), torch.no_grad():
+        cache = model()(**inputs).past_key_values
+    for name in (n for n in tensors if n.startswith("kv.")):
+        _, layer, kind = name.split(".")
+        got = getattr(cache.layers[int(layer)], "keys" if kind == "key" else "values")
+        torch.testing.assert_close(got, tensors[name], rtol=0, atol=LOGIT_TOLERANCE)

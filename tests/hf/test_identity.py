@@ -1,0 +1,76 @@
+"""keep_ratio = 1 changes nothing: every call style gives the bits of the unpatched model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import erase
+from tests.hf.cases import CASES, Case, Outcome, by_name
+from tests.hf.common import run_pruned, run_stock
+from tests.models import FAMILIES, shared_model
+from tests.prompts import chat_processor
+
+
+def assert_same_bits(got: Outcome, want: Outcome) -> None:
+    assert len(got.logits) == len(want.logits)
+    for a, b in zip(got.logits, want.logits, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(got.tokens, want.tokens, strict=True):
+        assert torch.equal(a, b)
+    if want.loss is not None:
+        assert torch.equal(got.loss, want.loss)
+    if want.cache is not None:
+        for a, b in zip(got.cache.layers, want.cache.layers, strict=True):
+            assert torch.equal(a.keys, b.keys)
+            assert torch.equal(a.values, b.values)
+
+
+@pytest.mark.parametrize("force_gathers", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_keep_everything(case: Case, family: str, attention: str, force_gathers: bool) -> None:
+    stock = run_stock(case, family, attention)
+    got = run_pruned(case, family, attention, keep_ratio=1.0, force_gathers=force_gathers)
+    assert_same_bits(got.outcome, stock)
+    # Not vacuous: the session saw the images, planned, and kept every token.
+    assert len(got.reports) == len(case.layers)
+    for report, layers in zip(got.reports, case.layers, strict=True):
+        for row, layer in zip(report.rows, layers, strict=True):
+            assert len(row.kept) == sum(len(image.entropy) for image in row.images)
+            assert row.layer == (layer if force_gathers else None)
+        if force_gathers:
+            assert {"compact_rows", "text_to_vision_scores"} <= set(report.backends)
+            assert set(report.backends.values()) == {"native"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_after_remove(case: Case, family: str) -> None:
+    stock = run_stock(case, family)
+    model = shared_model(family)
+    session = erase.prune(
+        model, erase.EraseConfig(**case.settings()), processor=chat_processor(case.do_normalize)
+    )
+    with torch.no_grad():
+        pruned = case.call(model, case.build())
+    session.remove()
+    assert any(not torch.equal(a, b) for a, b in zip(pruned.logits, stock.logits, strict=True)), (
+        "the session did not prune, so its removal proves nothing"
+    )
+    assert_same_bits(run_stock(case, family), stock)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_only_is_untouched(family: str) -> None:
+    from tests.prompts import encode
+
+    case = Case(
+        "text", lambda: [encode([["Hello."], ["Who speaks?"]])], by_name("greedy_photo").call, ()
+    )
+    stock = run_stock(case, family)
+    got = run_pruned(case, family)
+    assert_same_bits(got.outcome, stock)
+    assert got.reports == []
+    assert (got.seen, got.pruned) == (1, 0)

@@ -1,0 +1,221 @@
+"""The integration's oracle: what a pruned model must compute, worked out in another way.
+
+Nothing here comes from the packages under test. Stage 1 is ``tests/oracle_choices.py``. Stage-2
+scores are the attention weights that the stock eager attention returns (what
+``output_attentions`` reports) or, for the released query, float64 arithmetic on the layer's input.
+Nothing is removed: every decoder layer of the full-length model gets a 4-D mask that hides the
+pruned columns, so positions, cache and decoding are those of the unpruned model.
+
+Use it around any call of the model::
+
+    with Oracle(model, config, images) as oracle:
+        out = model.generate(**inputs)
+    oracle.turns[-1].rows[0].kept
+"""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.oracle_choices import RowChoice, Turn, choose_image, choose_row, top_indices
+
+RELEASED_SKIP = 15
+"""Text tokens the published Qwen2.5-VL code leaves out of the queries."""
+
+
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sections: list[int]
+) -> torch.Tensor:
+    """Rotary embedding of [B, heads, S, d]. Tables [B, S, d], or [3, B, S, d] with axes unmixed."""
+    if cos.ndim == 4:
+        cos, sin = (
+            torch.cat([part[i % 3] for i, part in enumerate(t.split(sections * 2, dim=-1))], dim=-1)
+            for t in (cos, sin)
+        )
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * cos[:, None] + turned * sin[:, None]
+
+
+class Oracle:
+    """Masks an unpatched eager model so that it computes what the pruned one must.
+
+    Args:
+        model: stock model with ``attn_implementation="eager"``.
+        config: anything with the fields of the ERASE configuration.
+        images: resized uint8 images [3, H, W], in the order in which the coming prefills use them.
+    """
+
+    def __init__(self, model: Any, config: Any, images: list[np.ndarray]) -> None:
+        assert model.config.get_text_config()._attn_implementation == "eager"
+        self.model = model
+        self.config = config
+        self.turns: list[Turn] = []
+        self.other_prefills = 0  # prefills without images
+        self._images = list(images)
+        self._handles: list[Any] = []
+        self._hidden: torch.Tensor | None = None  # bool [B, L]: columns pruned for good
+        self._valid: torch.Tensor | None = None  # bool [B, L]: not padding
+        self._now: SimpleNamespace | None = None
+
+    def __enter__(self) -> Oracle:
+        base = self.model.model
+        self._handles.append(base.register_forward_pre_hook(self._begin, with_kwargs=True))
+        for index, layer in enumerate(base.language_model.layers):
+            before = functools.partial(self._mask_layer, index)
+            self._handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+            after = functools.partial(self._after_attention, index)
+            self._handles.append(layer.self_attn.register_forward_hook(after, with_kwargs=True))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @property
+    def unused_images(self) -> int:
+        """Images that no prefill has used."""
+        return len(self._images)
+
+    @property
+    def kept_columns(self) -> torch.Tensor:
+        """bool [B, L]: columns of the unpruned sequence that are neither padding nor pruned."""
+        return self._valid & ~self._hidden
+
+    @property
+    def batch(self) -> int:
+        return self._valid.shape[0]
+
+    # -- one forward ---------------------------------------------------------------------------
+
+    def _begin(self, module: Any, args: tuple, kwargs: dict) -> None:
+        ids = kwargs["input_ids"]
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None or len(cache.layers) == 0 else cache.layers[0].get_seq_length()
+        self._extend_state(ids, past, kwargs.get("attention_mask"))
+        image = ids == self.model.config.image_token_id
+        rows = None
+        if bool(image.any()):
+            rows = self._choose_rows(ids, image, past)
+            self.turns.append(Turn(rows, past, ids.shape[1]))
+        elif ids.shape[1] > 1:
+            self.other_prefills += 1
+        self._now = SimpleNamespace(past=past, length=ids.shape[1], rows=rows, stage1=None)
+        if rows is not None:
+            self._now.stage1 = self._hidden_by(rows, "stage1")
+            self._commit(rows)
+
+    def _extend_state(self, ids: torch.Tensor, past: int, mask: torch.Tensor | None) -> None:
+        batch, length = ids.shape
+        new = torch.zeros(batch, length, dtype=torch.bool)
+        if past == 0:
+            self._hidden, self._valid = new, ~new
+        else:
+            self._hidden = torch.cat([self._hidden[:, :past], new], dim=1)
+            self._valid = torch.cat([self._valid[:, :past], ~new], dim=1)
+        if mask is not None:
+            assert mask.shape == self._valid.shape
+            self._valid = mask.bool().clone()
+
+    def _choose_rows(self, ids: torch.Tensor, image: torch.Tensor, past: int) -> list[RowChoice]:
+        video = ids == self.model.config.video_token_id
+        rows = []
+        for b in range(ids.shape[0]):
+            visual = (past + image[b].nonzero().flatten()).tolist()
+            valid = self._valid[b, past:]
+            text = (past + (valid & ~image[b] & ~video[b]).nonzero().flatten()).tolist()
+            images, covered = [], 0
+            while covered < len(visual):
+                images.append(choose_image(self.config, self._images.pop(0)))
+                covered += len(images[-1].entropy)
+            rows.append(choose_row(self.config, visual, text, images))
+        return rows
+
+    def _hidden_by(self, rows: list[RowChoice], stage: str) -> torch.Tensor:
+        hidden = self._hidden.clone()
+        for b, row in enumerate(rows):
+            stays = set(getattr(row, stage))
+            hidden[b, [v for v in row.visual if v not in stays]] = True
+        return hidden
+
+    def _commit(self, rows: list[RowChoice]) -> None:
+        if all(row.kept is not None for row in rows):
+            self._hidden = self._hidden_by(rows, "kept")
+            self.turns[-1].valid_after = self.kept_columns.sum(1).tolist()
+
+    def _mask_layer(self, index: int, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        now = self._now
+        now.layer_input = args[0]
+        hidden = self._hidden if now.rows is None else self._hidden_at(index)
+        total = now.past + now.length
+        rows = torch.arange(now.past, total)[:, None]
+        causal = torch.arange(total)[None, :] <= rows
+        allowed = causal[None] & (self._valid & ~hidden)[:, None, :]
+        dtype = args[0].dtype
+        mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+        return args, {**kwargs, "attention_mask": mask[:, None]}
+
+    def _hidden_at(self, index: int) -> torch.Tensor:
+        """Stage-1 set up to the row's layer, final set above it."""
+        hidden = self._now.stage1.clone()
+        for b, row in enumerate(self._now.rows):
+            if row.layer is not None and index > row.layer:
+                stays = set(row.kept)
+                hidden[b, [v for v in row.visual if v not in stays]] = True
+        return hidden
+
+    # -- stage 2 -------------------------------------------------------------------------------
+
+    def _after_attention(
+        self, index: int, module: Any, args: tuple, kwargs: dict, output: tuple
+    ) -> None:
+        rows = self._now.rows
+        if rows is None or not any(row.wanted_layer == index for row in rows):
+            return
+        weights = output[1].double()  # [B, H, S, past + S]
+        if self.config.query == "released":
+            weights = self._released_weights(module, kwargs)
+        for b, row in enumerate(rows):
+            if row.wanted_layer == index:
+                self._finish_row(index, row, weights[b].mean(0))
+        self._commit(rows)
+
+    def _finish_row(self, index: int, row: RowChoice, weights: torch.Tensor) -> None:
+        skip = RELEASED_SKIP if self.config.query == "released" else 0
+        queries = [t - self._now.past for t in row.text[skip:]]
+        row.layer = index
+        row.candidates = row.stage1
+        row.scores = weights[queries][:, row.candidates].sum(0).numpy()
+        row.kept = [row.candidates[i] for i in top_indices(row.scores, row.budget)]
+        last, first_dropped = (
+            np.sort(row.scores)[::-1][row.budget - 1 :][:2] if row.budget else (0, 0)
+        )
+        if last > 0:
+            row.margin = float((last - first_dropped) / last)
+
+    def _released_weights(self, module: Any, kwargs: dict) -> torch.Tensor:
+        """float64 [B, H, S, L]: queries of the layer's un-normalised input, keys of the layer."""
+        cos, sin = (t.double() for t in kwargs["position_embeddings"])
+        sections = self.model.config.get_text_config().rope_parameters["mrope_section"]
+
+        def heads(projection: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+            y = x.double() @ projection.weight.double().T + projection.bias.double()
+            y = y.view(*x.shape[:2], -1, module.head_dim).transpose(1, 2)
+            return rotate(y, cos, sin, sections)
+
+        query = heads(module.q_proj, self._now.layer_input)
+        key = heads(module.k_proj, kwargs["hidden_states"])
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            key = torch.cat(
+                [cache.layers[module.layer_idx].keys[:, :, : self._now.past].double(), key], dim=2
+            )
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        logits = query @ key.transpose(2, 3) * module.scaling + kwargs["attention_mask"].double()
+        return torch.softmax(logits, dim=-1)

@@ -1,0 +1,150 @@
+"""What ERASE must choose before the language model runs, worked out with numpy and plain Python.
+
+Part of the integration's oracle (``tests/oracle.py``); nothing here comes from the packages under
+test. Entropies are integer histograms and an exact table made with decimals; levels, counts and
+layers are plain Python.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import decimal
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.prompts import CELL, split_images
+
+_SCALE = 2**40
+
+
+@dataclasses.dataclass
+class ImageChoice:
+    """Stage 1 of one image."""
+
+    entropy: np.ndarray  # f32 [n], nats
+    median: float
+    level: int
+    kept: list[int]  # cells local to the image, ascending
+
+
+@dataclasses.dataclass
+class RowChoice:
+    """Both stages of one batch row. Positions are columns of the unpruned sequence."""
+
+    images: list[ImageChoice]
+    visual: list[int]
+    text: list[int]  # valid non-visual columns of this prefill: the stage-2 queries of "exact"
+    wanted_layer: int | None
+    budget: int | None
+    stage1: list[int]
+    layer: int | None = None
+    candidates: list[int] | None = None
+    scores: np.ndarray | None = None  # float64, aligned with candidates
+    kept: list[int] | None = None
+    margin: float | None = None  # (last kept - first dropped) / last kept; None: ties at 0
+
+
+@dataclasses.dataclass
+class Turn:
+    """One prefill that brought images."""
+
+    rows: list[RowChoice]
+    past: int
+    length: int
+    valid_after: list[int] | None = None  # cache rows of each batch row right after the prefill
+
+
+@functools.cache
+def _term_table(pixels: int) -> np.ndarray:
+    """T[c] = round_half_even(2^40 * c ln c / N) for c = 0..N, as Python integers would give it."""
+    with decimal.localcontext() as context:
+        context.prec = 60
+        context.rounding = decimal.ROUND_HALF_EVEN
+        terms = [0]
+        for count in range(1, pixels + 1):
+            value = decimal.Decimal(count) * decimal.Decimal(count).ln() * _SCALE / pixels
+            terms.append(int(value.to_integral_value()))
+    return np.array(terms, np.int64)
+
+
+def cell_entropies(image: np.ndarray, cell: int = CELL) -> np.ndarray:
+    """Entropy of every cell of a uint8 image [3, H, W], row-major, f32 [n] in nats."""
+    red, green, blue = (channel.astype(np.float32) for channel in image)
+    luma = (
+        np.float32(0.299) * red + np.float32(0.587) * green
+    )  # numpy rounds every step, no fused multiply-add
+    luma = np.clip(np.floor(luma + np.float32(0.114) * blue), 0, 255).astype(np.int64)
+    height, width = luma.shape
+    blocks = luma.reshape(height // cell, cell, width // cell, cell).transpose(0, 2, 1, 3)
+    table = _term_table(cell * cell)
+    totals = [
+        int(table[-1]) - int(table[np.bincount(block.ravel(), minlength=256)].sum())
+        for block in blocks.reshape(-1, cell, cell)
+    ]
+    return np.array([np.float32(total) * np.float32(1.0 / _SCALE) for total in totals], np.float32)
+
+
+def recovered_images(
+    pixel_values: torch.Tensor, grids: torch.Tensor, mean: Sequence[float], std: Sequence[float]
+) -> list[np.ndarray]:
+    """uint8 images [3, H, W] out of processor tensors of any dtype, by rounding in float64."""
+    out = []
+    for image in split_images(pixel_values, grids):
+        level = (
+            image.astype(np.float64) * np.array(std)[:, None, None] + np.array(mean)[:, None, None]
+        ) * 255.0
+        out.append(np.clip(np.floor(level + 0.5), 0, 255).astype(np.uint8))
+    return out
+
+
+def top_indices(score: np.ndarray, count: int) -> list[int]:
+    """The ``count`` largest, ties to the lowest index, ascending."""
+    order = sorted(range(len(score)), key=lambda i: (-float(score[i]), i))
+    return sorted(order[:count])
+
+
+def choose_image(config: Any, image: np.ndarray) -> ImageChoice:
+    """Stage 1 of one image: lower median, first threshold it exceeds, the counted top entropies."""
+    entropy = cell_entropies(image)
+    n = len(entropy)
+    median = float(np.sort(entropy)[(n - 1) // 2])
+    level = len(config.entropy_thresholds)
+    for i, threshold in enumerate(config.entropy_thresholds):
+        if median > float(np.float32(threshold)):
+            level = i
+            break
+    ratio = config.stage1_keep_ratios[level]
+    if config.keep_ratio is not None:
+        ratio = max(ratio, config.keep_ratio)
+    count = int(n * ratio) if config.stage1 else n
+    return ImageChoice(entropy, median, level, top_indices(entropy, count))
+
+
+def choose_layer(config: Any, images: list[ImageChoice]) -> int:
+    """Late where any image of the row is complex."""
+    levels = len(config.entropy_thresholds) + 1
+    complex_levels = config.complex_levels
+    if complex_levels is None:
+        complex_levels = (levels - 1 + 2) // 2
+    is_complex = any(image.level < complex_levels for image in images)
+    return config.late_layer if is_complex else config.early_layer
+
+
+def choose_row(
+    config: Any, visual: list[int], text: list[int], images: list[ImageChoice]
+) -> RowChoice:
+    """Stage 1 of a row, and whether stage 2 has anything left to do."""
+    starts = np.cumsum([0, *(len(image.entropy) for image in images)])
+    assert starts[-1] == len(visual), "images do not cover the visual tokens of the row"
+    stage1 = [visual[s + j] for s, image in zip(starts, images, strict=False) for j in image.kept]
+    row = RowChoice(images, visual, text, None, None, stage1, kept=stage1)
+    if images and config.stage2 and config.keep_ratio is not None:
+        budget = int(len(visual) * config.keep_ratio)
+        if len(stage1) > budget:
+            row.wanted_layer = choose_layer(config, images)
+            row.budget, row.kept = budget, None
+    return row
