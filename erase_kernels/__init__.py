@@ -5,19 +5,31 @@ from __future__ import annotations
 from erase_kernels import _backends, _schemas
 from erase_kernels._backends import BackendInfo
 from erase_kernels._backends import choose as choose_backend
+from erase_kernels.ops.compact_kv import compact_kv_
+from erase_kernels.ops.compact_rows import compact_rows
+from erase_kernels.ops.complexity_plan import ComplexityPlan, complexity_plan
 from erase_kernels.ops.patch_entropy import patch_entropy
 from erase_kernels.ops.patch_entropy_from_pixels import patch_entropy_from_pixels
+from erase_kernels.ops.segmented_topk import SegmentedTopK, segmented_topk
+from erase_kernels.ops.text_to_vision_scores import text_to_vision_scores
 from erase_kernels.pixel_layout import PixelLayout
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendInfo",
+    "ComplexityPlan",
     "PixelLayout",
+    "SegmentedTopK",
     "backend_info",
     "choose_backend",
+    "compact_kv_",
+    "compact_rows",
+    "complexity_plan",
     "patch_entropy",
     "patch_entropy_from_pixels",
+    "segmented_topk",
+    "text_to_vision_scores",
 ]
 
 del _schemas  # imported for its registrations

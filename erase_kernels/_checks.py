@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
+import torch
 from torch import Tensor
 
 
@@ -35,3 +37,39 @@ def check_int(value: object, argument: str, minimum: int) -> int:
         refuse(argument, "an int", type(value).__name__, TypeError)
     check(value >= minimum, argument, f"at least {minimum}", value)
     return value
+
+
+def check_vector(
+    value: object,
+    argument: str,
+    dtype: torch.dtype,
+    shape: tuple[int | None, ...] = (None,),
+    device: torch.device | None = None,
+    minimum: int = 0,
+) -> Tensor:
+    """Returns ``value`` if it is a tensor of this dtype, shape (None: any size) and device.
+
+    ``minimum`` is the least size of the first dimension.
+    """
+    tensor = check_tensor(value, argument)
+    if tensor.dtype != dtype:
+        refuse(argument, f"dtype {dtype}", tensor.dtype, TypeError)
+    fits = tensor.dim() == len(shape) and all(
+        want is None or size == want for size, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits or tensor.shape[0] < minimum:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        at_least = f" with at least {minimum} entries" if minimum else ""
+        refuse(argument, f"shape [{sizes}]{at_least}", tuple(tensor.shape))
+    if device is not None and tensor.device != device:
+        refuse(argument, f"device {device}", tensor.device)
+    return tensor
+
+
+def check_tensors(value: object, argument: str) -> list[Tensor]:
+    """Returns ``value`` as a list if it is a sequence of at least one tensor."""
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        refuse(argument, "a sequence of tensors", type(value).__name__, TypeError)
+    if len(value) == 0:
+        refuse(argument, "at least one tensor", "an empty sequence")
+    return [check_tensor(item, argument) for item in value]

@@ -65,3 +65,15 @@ def _logarithms(largest: int) -> list[Decimal]:
         prime = factor[value]
         logs[value] = Decimal(value).ln() if prime == value else logs[prime] + logs[value // prime]
     return logs
+
+
+def order_keys(values: Tensor) -> Tensor:
+    """Integers in the order of float32 ``values``: -0 equals +0, every NaN below -inf.
+
+    Returns:
+        int64, same shape; comparing two of them compares the values.
+    """
+    bits = torch.where(values == 0, 0.0, values).contiguous().view(torch.int32)
+    # Negative floats grow with falling bits: flip all but their sign.
+    keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
+    return torch.where(values.isnan(), -(2**31), keys)

@@ -7,6 +7,7 @@ names. One operator per implementation: ``<operator>_native`` for the CPU and CU
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,4 +72,119 @@ define(
     "int[] cell_strides, int[] pixel_sizes, int[] pixel_strides, int channel_stride, "
     "float[] mean, float[] std, float scale, float tolerance) -> Tensor",
     _patch_entropy_from_pixels_fake,
+)
+
+
+# --- selection, scoring and compaction ---------------------------------------------------------
+
+
+def _complexity_plan_fake(
+    entropy: Tensor, offsets: Tensor, thresholds: Tensor, count_table: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    images = offsets.shape[0] - 1
+    return entropy.new_empty(images), offsets.new_empty(images), offsets.new_empty(images)
+
+
+def _segmented_topk_fake(
+    score: Tensor, offsets: Tensor, counts: Tensor, capacity: int
+) -> tuple[Tensor, Tensor]:
+    return offsets.new_empty(capacity), torch.empty_like(offsets)
+
+
+def _text_to_vision_scores_fake(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    row_offsets: Tensor,
+    columns: Tensor,
+    column_offsets: Tensor,
+    key_mask: Tensor | None,
+    scale: float,
+    causal: bool,
+    query_offset: int,
+    normalize_over_columns: bool,
+    per_head: bool,
+) -> Tensor:
+    shape = (query.shape[1], columns.shape[0]) if per_head else (columns.shape[0],)
+    return query.new_empty(shape, dtype=torch.float32)
+
+
+def _compact_kv_fake(tensors: Sequence[Tensor], keep: Tensor, counts: Tensor) -> None:
+    return None
+
+
+def _compact_kv_paged_fake(
+    tensors: Sequence[Tensor], keep: Tensor, counts: Tensor, block_table: Tensor
+) -> Tensor:
+    return torch.empty_like(block_table)
+
+
+def _compact_rows_fake(tensors: Sequence[Tensor], keep: Tensor, counts: Tensor) -> list[Tensor]:
+    batch, width = keep.shape
+    return [t.new_empty((*t.shape[:-3], batch, width, t.shape[-1])) for t in tensors]
+
+
+define(
+    "complexity_plan_native(Tensor entropy, Tensor offsets, Tensor thresholds, "
+    "Tensor count_table) -> (Tensor, Tensor, Tensor)",
+    _complexity_plan_fake,
+)
+define(
+    "segmented_topk_native(Tensor score, Tensor offsets, Tensor counts, SymInt capacity) "
+    "-> (Tensor, Tensor)",
+    _segmented_topk_fake,
+)
+define(
+    "text_to_vision_scores_native(Tensor query, Tensor key, Tensor rows, Tensor row_offsets, "
+    "Tensor columns, Tensor column_offsets, Tensor? key_mask, float scale, bool causal, "
+    "SymInt query_offset, bool normalize_over_columns, bool per_head) -> Tensor",
+    _text_to_vision_scores_fake,
+)
+define(
+    "compact_kv_native(Tensor(a!)[] tensors, Tensor keep, Tensor counts) -> ()",
+    _compact_kv_fake,
+)
+define(
+    "compact_kv_paged_native(Tensor(a!)[] tensors, Tensor keep, Tensor counts, "
+    "Tensor block_table) -> Tensor",
+    _compact_kv_paged_fake,
+)
+define(
+    "compact_rows_native(Tensor[] tensors, Tensor keep, Tensor counts) -> Tensor[]",
+    _compact_rows_fake,
+)
+
+
+def _save_for_compact_rows(
+    ctx: Any, inputs: tuple[Sequence[Tensor], Tensor, Tensor], output: object
+) -> None:
+    tensors, keep, counts = inputs
+    ctx.save_for_backward(keep, counts)
+    ctx.shapes = [t.shape for t in tensors]
+
+
+def _compact_rows_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[object, ...]:
+    """Adds the gradient of each kept row to the row it came from; other rows get zero."""
+    keep, counts = ctx.saved_tensors
+    valid = torch.arange(keep.shape[1], device=keep.device) < counts[:, None]  # [B, K]
+    index = torch.where(valid, keep, 0).to(torch.int64)[..., None]  # padding adds zeros to row 0
+    results: list[Tensor | None] = []
+    for shape, gradient in zip(ctx.shapes, gradients, strict=True):
+        if gradient is None:
+            results.append(None)
+            continue
+        full = gradient.new_zeros((*shape[:-3], keep.shape[0], *shape[-2:]))
+        if shape[-2] > 0:
+            part = torch.where(valid[..., None], gradient, 0)
+            full = full.scatter_add(-2, index.expand(part.shape), part)
+        shared = shape[-3] == 1 and keep.shape[0] != 1
+        results.append(full.sum(-3, keepdim=True) if shared else full)
+    return results, None, None
+
+
+torch.library.register_autograd(
+    f"{NAMESPACE}::compact_rows_native",
+    _compact_rows_backward,
+    setup_context=_save_for_compact_rows,
+    lib=_library,
 )
