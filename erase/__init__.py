@@ -1,0 +1,14 @@
+"""Prune redundant visual tokens in stock vision-language models, without training."""
+
+from erase.hf import Session, prune, supported_model_types
+from erase.methods import PRESETS, EraseConfig
+from erase.report import PrefillReport
+
+__all__ = [
+    "PRESETS",
+    "EraseConfig",
+    "PrefillReport",
+    "Session",
+    "prune",
+    "supported_model_types",
+]

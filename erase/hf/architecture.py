@@ -1,0 +1,82 @@
+"""Finds the parts of a model that hooks attach to, and refuses what cannot be pruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from erase.hf.families import Family, find_family
+from erase.methods import ModelFacts
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The parts of one model."""
+
+    model: Any  # what the user holds; has generate() unless it is the base model itself
+    base: Any  # the vision-language model: get_image_features and forward
+    language_model: Any  # the decoder stack
+    layers: nn.ModuleList
+    family: Family
+    facts: ModelFacts
+    image_token_id: int
+    video_token_id: int | None
+
+    @property
+    def text_config(self) -> Any:
+        """Configuration of the decoder stack."""
+        return self.language_model.config
+
+    def attention(self, layer: int) -> nn.Module:
+        """Self-attention module of a decoder layer."""
+        decoder_layer: Any = self.layers[layer]
+        attention: nn.Module = decoder_layer.self_attn
+        return attention
+
+
+def inspect_model(model: Any) -> Architecture:
+    """The parts of ``model``.
+
+    Raises:
+        TypeError: not a torch module with a Hugging Face config.
+        ValueError: unsupported model type, or an architecture whose attention cannot be pruned.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise TypeError(
+            f"model: expected a transformers vision-language model, got {type(model).__name__}"
+        )
+    config: Any = model.config
+    family = find_family(config.model_type)
+    base: Any = getattr(model, "base_model", model)
+    stack: Any = getattr(base, "language_model", None)
+    if stack is None or not hasattr(base, "get_image_features"):
+        raise TypeError(
+            f"model: {type(model).__name__} has no language_model and get_image_features; "
+            "pass the vision-language model itself"
+        )
+    _refuse_attention(stack.config)
+    return Architecture(
+        model=model,
+        base=base,
+        language_model=stack,
+        layers=stack.layers,
+        family=family,
+        facts=ModelFacts(config.model_type, len(stack.layers)),
+        image_token_id=config.image_token_id,
+        video_token_id=getattr(config, "video_token_id", None),
+    )
+
+
+def _refuse_attention(config: Any) -> None:
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if "sliding_attention" in kinds or "chunked_attention" in kinds:
+        raise ValueError(
+            "model: sliding-window layers are not supported: a window counts cache slots, and "
+            "pruning changes which tokens lie in it"
+        )
+    if not getattr(config, "is_causal", True):
+        raise ValueError("model: bidirectional attention is not supported: pruning needs causality")
+    if getattr(config, "is_encoder_decoder", False) or "cross_attention" in kinds:
+        raise ValueError("model: cross-attention models keep no visual tokens in the decoder")

@@ -1,0 +1,196 @@
+"""The key-value cache of a pruned prefill: eviction, and its two lengths.
+
+After pruning, a cache holds fewer slots (its physical length) than tokens were fed (its logical
+length). generate() slices inputs and continues positions by the logical length; masks are sized by
+the physical one. A cache that was pruned therefore answers ``get_seq_length`` with the logical
+length through a subclass of its own class, and masks ask ``get_query_offset`` and
+``get_mask_sizes``, which stay physical.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from erase.report import PrefillReport
+from erase_kernels import compact_kv_, compact_rows
+
+CACHE_REFUSALS = {
+    "quantized": "a quantized cache keeps its keys in another form than the one eviction moves",
+    "offloaded": "an offloaded cache moves keys off the device while layers run",
+    "offloaded_static": "an offloaded cache moves keys off the device while layers run",
+    "offloaded_hybrid": "an offloaded cache moves keys off the device while layers run",
+    "static": "a static cache does not shrink; pass a DynamicCache (the default)",
+    "paged": "a paged cache shares its blocks between requests",
+}
+"""``cache_implementation`` values that are refused, and why."""
+
+
+@dataclass
+class CacheState:
+    """What pruning left in a cache."""
+
+    valid: Tensor | None  # bool [B, width], None: every slot of every row
+    width: int  # physical slots right after the last pruned prefill
+    evicted: int  # logical minus physical length
+    report: weakref.ref[PrefillReport]
+    session: weakref.ref[Any]
+
+
+def check_cache(cache: Any) -> None:
+    """ValueError unless ``cache`` is None or a plain dynamic cache of full attention."""
+    if cache is None:
+        return
+    if not isinstance(cache, DynamicCache):
+        kind = type(cache).__name__
+        reason = next((why for key, why in CACHE_REFUSALS.items() if key in kind.lower()), None)
+        reason = reason or "pruning evicts slots of a DynamicCache only"
+        raise ValueError(f"past_key_values: {kind} is not supported: {reason}")
+    if getattr(cache, "offloading", False):
+        raise ValueError(
+            f"past_key_values: offloading is not supported: {CACHE_REFUSALS['offloaded']}"
+        )
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer:
+            raise ValueError(
+                f"past_key_values: layer {type(layer).__name__} is not supported: only "
+                "full-attention DynamicLayer slots can be evicted"
+            )
+
+
+def state_of(cache: Any) -> CacheState | None:
+    """State of a pruned cache, None for any other."""
+    return getattr(cache, "_erase", None)
+
+
+def physical_length(cache: Any) -> int:
+    """Slots that the cache holds per row, 0 for None."""
+    if cache is None or not cache.layers:
+        return 0
+    return int(cache.layers[0].get_seq_length())
+
+
+def logical_length(cache: Any) -> int:
+    """Tokens that were fed, evicted ones included."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def evict(
+    cache: Any,
+    last_layer: int,
+    past: int,
+    keep: Tensor,
+    counts: Tensor,
+    width: int,
+    *,
+    in_place: bool,
+) -> None:
+    """Move the kept slots of layers 0..last_layer to the front of this prefill's slots.
+
+    Args:
+        cache: its layers 0..last_layer are rewritten and shortened to ``past + width`` slots.
+        past: slots before this prefill, which stay.
+        keep: i32 [B, K], slots counted from ``past``, ascending.
+        counts: i32 [B].
+        in_place: False where autograd still needs the old keys and values.
+    """
+    layers = cache.layers[: last_layer + 1]
+    planes = [t for layer in layers for t in (layer.keys, layer.values)]
+    fresh = [t.narrow(-2, past, t.shape[-2] - past) for t in planes]
+    if in_place:
+        compact_kv_(fresh, keep, counts)
+        shorter = [t.narrow(-2, 0, past + width) for t in planes]
+    else:
+        moved = compact_rows([t.transpose(0, 1) for t in fresh], keep, counts)
+        shorter = [
+            torch.cat([t.narrow(-2, 0, past), m.transpose(0, 1)], dim=-2)
+            for t, m in zip(planes, moved, strict=True)
+        ]
+    for i, layer in enumerate(layers):
+        layer.keys, layer.values = shorter[2 * i], shorter[2 * i + 1]
+
+
+def mark_pruned(cache: Any, state: CacheState) -> None:
+    """Attach ``state`` and give the cache its logical length."""
+    cache._erase = state
+    if not isinstance(cache, _PrunedMarker):
+        own: Any = type(cache)
+        cache.__class__ = _pruned_class(own)
+
+
+class _PrunedMarker:
+    """Only for isinstance: a subclass made by ``_pruned_class``."""
+
+
+@functools.cache
+def _pruned_class(base: Any) -> Any:
+    """Subclass of ``base`` with a logical length; its rows follow those of the cache."""
+
+    class Pruned(base, _PrunedMarker):
+        _erase: CacheState
+
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            return int(super().get_seq_length(layer_idx)) + self._erase.evicted
+
+        def get_query_offset(self, layer_idx: int = 0) -> int:
+            return int(super().get_seq_length(layer_idx))
+
+        def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+            session = self._erase.session()
+            if self._erase.valid is not None and (session is None or session.closed):
+                raise RuntimeError(
+                    "past_key_values: this cache was pruned to a different length in each row; "
+                    "only the session that pruned it knows which slots are empty, and it is closed"
+                )
+            kv_length, kv_offset = super().get_mask_sizes(query_length, layer_idx)
+            return kv_length, kv_offset
+
+        def reset(self) -> None:
+            super().reset()
+            del self._erase
+            self.__class__ = base
+
+        def _change_rows(self, name: str, argument: Any) -> None:
+            getattr(super(), name)(argument)
+            valid = self._erase.valid
+            if valid is None:
+                return
+            if name == "batch_repeat_interleave":
+                self._erase.valid = valid.repeat_interleave(argument, dim=0)
+            else:
+                self._erase.valid = valid[argument.to(valid.device)]
+
+        def batch_repeat_interleave(self, repeats: int) -> None:
+            self._change_rows("batch_repeat_interleave", repeats)
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            self._change_rows("batch_select_indices", indices)
+
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            self._change_rows("reorder_cache", beam_idx)
+
+    Pruned.__name__ = Pruned.__qualname__ = f"Pruned{base.__name__}"
+    return Pruned
+
+
+def kv_bytes(cache: Any) -> int:
+    """Bytes of all keys and values that the layers refer to."""
+    return sum(t.numel() * t.element_size() for t in _tensors(cache))
+
+
+def kv_storage_bytes(cache: Any) -> int:
+    """Bytes of the distinct storages behind them."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in _tensors(cache)}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def _tensors(cache: Any) -> list[Tensor]:
+    if cache is None:
+        return []
+    return [t for layer in cache.layers if layer.is_initialized for t in (layer.keys, layer.values)]

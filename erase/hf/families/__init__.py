@@ -1,0 +1,25 @@
+"""The supported model families; adding one is adding a file and a line here."""
+
+from erase.hf.families._protocol import Family
+from erase.hf.families.qwen2_vl import Qwen2VL
+
+FAMILIES: tuple[Family, ...] = (Qwen2VL(),)
+
+
+def supported_model_types() -> list[str]:
+    """``config.model_type`` values that ``prune`` accepts, sorted."""
+    return sorted(kind for family in FAMILIES for kind in family.model_types)
+
+
+def find_family(model_type: str) -> Family:
+    """The adapter of a model type; ValueError naming the supported ones."""
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    raise ValueError(
+        f"model: model type {model_type!r} is not supported; "
+        f"supported: {', '.join(supported_model_types())}"
+    )
+
+
+__all__ = ["FAMILIES", "Family", "find_family", "supported_model_types"]

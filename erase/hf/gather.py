@@ -1,0 +1,56 @@
+"""Index arithmetic between token masks and gather indices, without reading anything on the host.
+
+Rows of a ragged batch are packed to the front: slot j of row b is the j-th kept token of that row,
+and slots from ``counts[b]`` on are empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from erase_kernels import compact_rows
+
+
+def offsets_of(counts: Sequence[int], device: torch.device) -> Tensor:
+    """Exclusive prefix sums with the total at the end, i32 [len(counts) + 1]."""
+    return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
+
+
+def int32(values: Sequence[int], device: torch.device) -> Tensor:
+    """A small i32 vector on ``device``."""
+    return torch.tensor(list(values), dtype=torch.int32, device=device)
+
+
+def pack_index(mask: Tensor, width: int) -> Tensor:
+    """Ascending positions of the True entries of each row of ``mask`` [B, S]: i32 [B, width].
+
+    Entries after a row's last True are 0. ``width`` is at least the largest count of a row.
+    """
+    batch, length = mask.shape
+    # True entries go to their rank, the others to a spare slot that is cut off.
+    rank = mask.cumsum(1) - 1
+    slot = torch.where(mask, rank, width)
+    steps = torch.arange(length, dtype=torch.int32, device=mask.device).expand(batch, length)
+    packed = torch.zeros(batch, width + 1, dtype=torch.int32, device=mask.device)
+    return packed.scatter_(1, slot, steps)[:, :width].contiguous()
+
+
+def flat_index(mask: Tensor, total: int) -> Tensor:
+    """Columns of the ``total`` True entries of ``mask`` [B, S], row after row: i32 [total]."""
+    batch, length = mask.shape
+    flat = pack_index(mask.reshape(1, batch * length), total)[0]
+    return flat % length
+
+
+def take(plane: Tensor, index: Tensor, counts: Tensor) -> Tensor:
+    """Rows ``index`` [B, K] of a ``[..., B, S]`` tensor: ``[..., B, K]``, zero after ``counts``."""
+    return compact_rows([plane.unsqueeze(-1)], index, counts)[0].squeeze(-1)
+
+
+def filled(counts: Tensor, width: int) -> Tensor:
+    """bool [B, width]: True in the first ``counts[b]`` slots of row b."""
+    return torch.arange(width, device=counts.device) < counts[:, None]

@@ -1,0 +1,152 @@
+"""From entropies to a plan: which image belongs to which row, what is kept, and at which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from erase.hf.gather import int32, offsets_of
+from erase.methods import ImagePlan, ImageSignals, Method, RowPlan
+from erase_kernels import SegmentedTopK
+
+
+@dataclass(frozen=True)
+class PlannedImages:
+    """Host values of one prefill, and the stage-1 choice on the device."""
+
+    images: tuple[ImagePlan, ...]
+    signals: ImageSignals
+    row_plans: tuple[RowPlan, ...]
+    valid_counts: tuple[int, ...]  # tokens of each row that are not padding
+    visual_counts: tuple[int, ...]  # image tokens of each row
+    text_counts: tuple[int, ...]  # valid tokens that are neither image nor video
+    past_counts: tuple[int, ...]  # valid cache slots of each row before this prefill
+    selected: SegmentedTopK
+
+    @property
+    def drops(self) -> bool:
+        """Whether stage 1 drops anything."""
+        return any(image.count < image.size for image in self.images)
+
+    @property
+    def entered(self) -> list[int]:
+        """Image tokens of each row that enter the language model."""
+        return [
+            sum(image.count for image in self.images if image.row == row)
+            for row in range(len(self.row_plans))
+        ]
+
+    def entering_counts(self) -> list[int]:
+        """Tokens of each row that enter the language model."""
+        rows = zip(self.valid_counts, self.visual_counts, self.entered, strict=True)
+        return [valid - visual + entered for valid, visual, entered in rows]
+
+    def flags(self) -> Tensor:
+        """bool [n]: which visual tokens stage 1 keeps, in the order of the batch."""
+        counts = [image.count for image in self.images]
+        device = self.signals.entropy.device
+        starts = torch.repeat_interleave(
+            self.signals.offsets[:-1], int32(counts, device), output_size=sum(counts)
+        )
+        flags = torch.zeros(len(self.signals.entropy), dtype=torch.bool, device=device)
+        flags[(self.selected.indices + starts).to(torch.int64)] = True
+        return flags
+
+    def rows_pruned_after(self, layer: int) -> list[int]:
+        """Batch rows whose second stage follows this layer."""
+        return [b for b, row in enumerate(self.row_plans) if row.layer == layer]
+
+
+def plan_images(
+    method: Method,
+    entropies: Sequence[Tensor],  # per encoded image, f32 [cells]
+    image: Tensor,  # bool [B, S]
+    video: Tensor,  # bool [B, S]
+    valid: Tensor | None,  # bool [B, S]
+    past_valid: Tensor | None,  # bool [B, past]
+    past: int,
+) -> PlannedImages:
+    """Everything the host must know about a prefill, at the price of one small copy.
+
+    Raises:
+        ValueError: the prompt's image tokens are not those of the images.
+    """
+    batch, length = image.shape
+    encoded = _signals(entropies, range(len(entropies)), image.device)
+    draft = method.draft(encoded)
+    counted = [image.sum(1), video.sum(1)]
+    counted.append(_row_counts(valid, batch, length, image.device))
+    counted.append(_row_counts(past_valid, batch, past, image.device))
+    packed = torch.cat([draft.median.view(torch.int32), draft.level, draft.count]).to(image.device)
+    host = torch.cat([packed, *(c.to(torch.int32) for c in counted)])
+    values = host.tolist()  # the one device-to-host copy of a prefill
+
+    total = len(entropies)
+    medians = torch.tensor(values[:total], dtype=torch.int32).view(torch.float32).tolist()
+    levels, counts = values[total : 2 * total], values[2 * total : 3 * total]
+    per_row = [values[3 * total + i * batch : 3 * total + (i + 1) * batch] for i in range(4)]
+    visual_counts, video_counts, valid_counts, past_counts = per_row
+    owners = _assign_rows(encoded.sizes, visual_counts)
+    images = tuple(
+        ImagePlan(medians[i], levels[i], counts[i], encoded.sizes[i], row) for i, row in owners
+    )
+    order = [i for i, _ in owners]
+    signals = encoded
+    if order != list(range(total)):
+        signals = _signals(entropies, order, image.device)
+    return PlannedImages(
+        images=images,
+        signals=signals,
+        row_plans=method.decide(images, batch),
+        valid_counts=tuple(valid_counts),
+        visual_counts=tuple(visual_counts),
+        text_counts=tuple(
+            n - i - v for n, i, v in zip(valid_counts, visual_counts, video_counts, strict=True)
+        ),
+        past_counts=tuple(past_counts),
+        selected=method.select(signals, [image.count for image in images]),
+    )
+
+
+def _signals(
+    entropies: Sequence[Tensor], order: Sequence[int], device: torch.device
+) -> ImageSignals:
+    sizes = tuple(len(entropies[i]) for i in order)
+    entropy = torch.cat([entropies[i] for i in order]).to(device)
+    return ImageSignals(entropy, sizes, offsets_of(sizes, device))
+
+
+def _row_counts(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
+    if mask is None:
+        return torch.full((batch,), length, dtype=torch.int32, device=device)
+    return mask.sum(1)
+
+
+def _assign_rows(sizes: Sequence[int], visual: Sequence[int]) -> list[tuple[int, int]]:
+    """(encoded image, batch row) for every image in the batch, in the order of its tokens.
+
+    Beam search and ``num_return_sequences`` repeat each prompt row, but not its encoded images.
+    """
+    repeats = sum(visual) // sum(sizes) if sum(sizes) else 1
+    starts = [0, *accumulate(sizes)]
+    owners: list[tuple[int, int]] = []
+    at = end = 0  # images of the prompt row that ``row`` repeats: at..end
+    for row, tokens in enumerate(visual):
+        if row and row % max(repeats, 1) == 0:
+            at = end
+        end = at
+        while end < len(sizes) and starts[end + 1] - starts[at] <= tokens:
+            end += 1
+        if starts[end] - starts[at] != tokens:
+            raise ValueError(
+                f"input_ids: row {row} has {tokens} image tokens, which is no whole number of "
+                f"images of {list(sizes[at:])} tokens"
+            )
+        owners.extend((i, row) for i in range(at, end))
+    if end != len(sizes):
+        raise ValueError(f"input_ids: image tokens for {end} images, but {len(sizes)} were encoded")
+    return owners

@@ -1,0 +1,237 @@
+"""One prefill with new images: plan, stage 1, scoring, stage 2, and putting the output back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from erase.hf import cache as kv
+from erase.hf.gather import take
+from erase.hf.masks import past_validity, slot_mask
+from erase.hf.planning import plan_images
+from erase.hf.reporting import build_report
+from erase.hf.scoring import RowScores, Scored, score_rows
+from erase.hf.signals import APPROXIMATE_KEY, entropies_in
+from erase.hf.slots import Move, Slots, join_valid
+from erase.methods import Method
+from erase_kernels import compact_rows
+
+if TYPE_CHECKING:
+    from erase.hf.session import Session
+
+
+@dataclass
+class Prefill:
+    """State of one forward; made by the pre-hook of the vision-language model."""
+
+    session: Session
+    method: Method
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    entropies: tuple[Tensor, ...] | None = None
+    approximate: bool = False
+    row_scores: dict[int, RowScores] = field(default_factory=dict)
+    operators: set[str] = field(default_factory=set)  # used after planning, for the report
+    changed: bool = False
+    _scoring: nn.Module | None = None
+    _scored: Scored | None = None
+    _residual: Tensor | None = None
+    _overrides: dict[str, Any] = field(default_factory=dict)
+
+    def receive(self, encoder_output: Any) -> None:
+        """Entropies of this prefill's images."""
+        self.entropies = entropies_in(encoder_output)
+        self.approximate = bool(encoder_output.get(APPROXIMATE_KEY, False))
+
+    # -- before the language model -------------------------------------------------------------
+
+    def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Plan, and run stage 1: the language model's arguments, shortened."""
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        cache = kwargs.get("past_key_values")
+        kv.check_cache(cache)
+        _check_mask(mask)
+        if self.entropies is None:
+            raise ValueError(
+                "mm_encoder_outputs: image embeddings came without their pixels, so there are no "
+                "entropies to prune by; pass pixel_values, or encode them inside the session"
+            )
+        self.batch, self.length = embeds.shape[:2]
+        self.device, self.dtype = embeds.device, embeds.dtype
+        self.past, self.logical_past = kv.physical_length(cache), kv.logical_length(cache)
+        self.state = kv.state_of(cache)
+        self.past_valid = past_validity(
+            None if self.state is None else self.state.valid,
+            0 if self.state is None else self.state.width,
+            mask,
+            self.batch,
+            self.past,
+            self.length,
+            self.device,
+        )
+        valid = None if mask is None else mask[:, -self.length :].to(self.device, torch.bool)
+        image, video = self._modality_masks()
+        self.plan = plan_images(
+            self.method, self.entropies, image, video, valid, self.past_valid, self.past
+        )
+        full = all(count == self.length for count in self.plan.valid_counts)
+        self.slots = Slots(
+            width=self.length,
+            counts=tuple(self.plan.valid_counts),
+            valid=None if full else valid,
+            visual=image,
+            text=~(image | video) if valid is None else ~(image | video) & valid,
+            positions=None,
+        )
+        return self._stage1(kwargs)
+
+    def _modality_masks(self) -> tuple[Tensor, Tensor]:
+        """Image and video placeholders, bool [B, S]."""
+        architecture = self.session.architecture
+        base = architecture.base
+        if self.input_ids is None:
+            masks = base.get_placeholder_mask(None, inputs_embeds=self.inputs_embeds)
+            return masks[0][..., 0].to(self.device), masks[1][..., 0].to(self.device)
+        ids = self.input_ids.to(self.device)
+        image = torch.eq(ids, architecture.image_token_id)
+        if architecture.video_token_id is None:
+            return image, torch.zeros_like(image)
+        return image, torch.eq(ids, architecture.video_token_id)
+
+    def _stage1(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        plan, config = self.plan, self.session.architecture.text_config
+        kwargs = dict(kwargs)
+        if plan.drops or self.method.force_gathers:
+            keep = self.slots.keep_all()
+            if plan.drops:
+                kept = torch.zeros_like(self.slots.visual)
+                keep = self.slots.keep_valid(kept.masked_scatter(self.slots.visual, plan.flags()))
+            move = self.slots.compact(keep, plan.entering_counts(), identity=not plan.drops)
+            self._adopt(move, plan.drops)
+            positions = self.session.architecture.family.full_positions(
+                kwargs.get("position_ids"), self.batch, self.length, self.logical_past, self.device
+            )
+            kwargs["inputs_embeds"] = compact_rows(
+                [kwargs["inputs_embeds"]], move.index, move.counts
+            )[0]
+            kwargs["position_ids"] = take(positions, move.index, move.counts)
+        if self.slots.positions is not None or self.state is not None:
+            kwargs["attention_mask"] = slot_mask(config, *self._mask_arguments())
+        return kwargs
+
+    def _mask_arguments(self) -> tuple[Any, ...]:
+        valid = join_valid(self.past_valid, self.past, self.slots, self.device)
+        return valid, self.batch, self.slots.width, self.past, self.dtype, self.device
+
+    def _adopt(self, move: Move, drops: bool) -> None:
+        self.slots = move.slots
+        self.operators.add("compact_rows")
+        self.changed = self.changed or drops
+
+    # -- inside the decoder ----------------------------------------------------------------------
+
+    def before_layer(
+        self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Apply stage 2 of the layer before, and get ready to score this one."""
+        kwargs = {**kwargs, **self._overrides}
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        hidden = self._apply_scored(index, hidden, kwargs)
+        if self.plan.rows_pruned_after(index):
+            self._layer, self._scoring = index, self.session.architecture.attention(index)
+            self._position_embeddings = kwargs["position_embeddings"]
+            if "residual_queries" in self.method.needs:
+                self._residual = hidden
+        return (hidden, *args[1:]), kwargs
+
+    def wants(self, module: nn.Module) -> bool:
+        """Whether this attention module is the one to score now."""
+        return module is self._scoring
+
+    def observe(self, module: nn.Module, query: Tensor, key: Tensor, scale: float | None) -> None:
+        """Score the layer that just attended; its queries are replaced where the method asks."""
+        self._scoring, skip = None, 0
+        if self._residual is not None:
+            family = self.session.architecture.family
+            skip = family.skipped_text_tokens
+            with torch.no_grad():
+                query = family.residual_query(module, self._residual, self._position_embeddings)
+            self._residual = None
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        self._scored = score_rows(self, self._layer, query, key, scale, skip)
+        self.row_scores.update(self._scored.rows)
+        self.operators.add("text_to_vision_scores")
+
+    def _apply_scored(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Stage 2 of layer ``index - 1``, if it has one: shortens hidden states and the cache."""
+        rows = self.plan.rows_pruned_after(index - 1)
+        if not rows:
+            return hidden
+        if self._scored is None:
+            raise RuntimeError(
+                f"stage 2: the attention of layer {index - 1} was never seen; was the model's "
+                "attention implementation changed while the session was open?"
+            )
+        move, drops, self._scored = self._scored.move, self._scored.drops, None
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            # Autograd may have saved the keys and values, so only inference overwrites them.
+            in_place = not hidden.requires_grad
+            width = move.slots.width
+            kv.evict(cache, index - 1, self.past, move.index, move.counts, width, in_place=in_place)
+            if in_place:
+                self.operators.add("compact_kv_")
+        embeddings = self._position_embeddings
+        hidden, *embeddings = compact_rows([hidden, *embeddings], move.index, move.counts)
+        self._adopt(move, drops)
+        config = self.session.architecture.text_config
+        self._overrides = {
+            "attention_mask": slot_mask(config, *self._mask_arguments()),
+            "position_embeddings": tuple(embeddings),
+            "position_ids": None,
+        }
+        kwargs.update(self._overrides)
+        return hidden
+
+    # -- after the language model ----------------------------------------------------------------
+
+    def leave(self, output: Any) -> Any:
+        """Put hidden states back to the prompt's length, mark the cache, file the report."""
+        cache = output.past_key_values
+        hidden = output.last_hidden_state
+        last = len(self.session.architecture.layers)
+        hidden = self._apply_scored(last, hidden, {"past_key_values": cache})
+        if self.slots.positions is not None:
+            output.last_hidden_state = self._scatter(hidden)
+        report = build_report(self, cache)
+        if cache is not None and (self.changed or self.state is not None):
+            self.session.mark(
+                cache,
+                valid=join_valid(self.past_valid, self.past, self.slots, self.device),
+                width=self.past + self.slots.width,
+                evicted=self.logical_past + self.length - self.past - self.slots.width,
+                report=report,
+            )
+        self.session.file(report)
+        return output
+
+    def _scatter(self, hidden: Tensor) -> Tensor:
+        """Rows back at their prompt positions; evicted positions are zero."""
+        target, spare = self.slots.positions, 0
+        assert target is not None
+        if self.slots.empty is not None:
+            # Empty slots go to a spare row that is cut off.
+            target, spare = torch.where(self.slots.empty, self.length, target), 1
+        full = hidden.new_zeros(self.batch, self.length + spare, hidden.shape[-1])
+        full = full.scatter(1, target[..., None].expand_as(hidden), hidden)
+        return full[:, : self.length]
+
+
+def _check_mask(mask: Any) -> None:
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        return
+    kind = f"a {mask.ndim}-D tensor" if isinstance(mask, Tensor) else type(mask).__name__
+    raise ValueError(f"attention_mask: expected [batch, tokens] or None, got {kind}")

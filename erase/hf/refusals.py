@@ -1,0 +1,49 @@
+"""What cannot be pruned right is refused before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from erase.hf.architecture import Architecture
+from erase.hf.cache import CACHE_REFUSALS, check_cache, physical_length
+
+IMAGE_TOKEN_TYPE = 1
+"""Value of ``mm_token_type_ids`` at image tokens."""
+
+
+def check_generate(model: Any, kwargs: dict[str, Any]) -> None:
+    """ValueError for settings of ``generate`` under which pruning would be wrong or silent."""
+    config = kwargs.get("generation_config") or model.generation_config
+
+    def setting(name: str) -> Any:
+        return kwargs[name] if name in kwargs else getattr(config, name, None)
+
+    if setting("use_cache") is False:
+        raise ValueError(
+            "use_cache: generate(use_cache=False) is not supported: every step would prefill "
+            "again and choose other tokens"
+        )
+    if setting("prefill_chunk_size") is not None:
+        raise ValueError(
+            "prefill_chunk_size: chunked prefill is not supported: a chunk does not see the "
+            "whole image"
+        )
+    implementation = setting("cache_implementation")
+    if implementation not in (None, "dynamic"):
+        reason = CACHE_REFUSALS.get(implementation, "only the default dynamic cache is supported")
+        raise ValueError(f"cache_implementation: {implementation!r} is not supported: {reason}")
+    check_cache(kwargs.get("past_key_values"))
+
+
+def check_images_have_pixels(architecture: Architecture, call: dict[str, Any]) -> None:
+    """ValueError where a prompt has image tokens, but neither pixels nor encoded images came."""
+    ids = call.get("input_ids")
+    if ids is None or ids.shape[1] == 1 or physical_length(call.get("past_key_values")):
+        return
+    if bool(torch.any(ids == architecture.image_token_id)):
+        raise ValueError(
+            "pixel_values: the prompt has image tokens but no pixels came with it, so it cannot "
+            "be pruned; pass pixel_values"
+        )

@@ -1,0 +1,97 @@
+"""Fills the report of a prefill from its final state, without reading anything on the host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from erase.hf import cache as kv
+from erase.hf.gather import flat_index, int32
+from erase.report import BytesReport, ImageReport, PrefillReport, RowReport
+from erase_kernels import choose_backend
+
+if TYPE_CHECKING:
+    from erase.hf.prefill import Prefill
+
+PLANNING_OPERATORS = ("patch_entropy_from_pixels", "complexity_plan", "segmented_topk")
+
+
+def build_report(prefill: Prefill, cache: Any) -> PrefillReport:
+    """The report of a prefill whose cache (or None) is in its final state."""
+    rows = _rows(prefill)
+    operators = (*PLANNING_OPERATORS, *sorted(prefill.operators))
+    report = PrefillReport(
+        rows=rows,
+        backends={
+            op: choose_backend(op, prefill.device)
+            for op in (*PLANNING_OPERATORS, *sorted(prefill.operators))
+        },
+        approximate_pixels=prefill.approximate,
+    )
+    if cache is not None:
+        _fill_cache(report, prefill, cache)
+    return report
+
+
+def _rows(prefill: Prefill) -> list[RowReport]:
+    plan, slots = prefill.plan, prefill.slots
+    entropies = plan.signals.entropy.split(list(plan.signals.sizes))
+    kept = plan.selected.indices.split([image.count for image in plan.images])
+    finals = [
+        row.final if row.layer is not None else entered
+        for row, entered in zip(plan.row_plans, plan.entered, strict=True)
+    ]
+    owners = torch.repeat_interleave(
+        torch.arange(slots.batch, device=prefill.device),
+        int32(finals, prefill.device),
+        output_size=sum(finals),
+    )
+    final_positions = slots.where(flat_index(slots.visual, sum(finals)), owners)
+    final_rows = (final_positions + prefill.logical_past).split(finals)
+    rows = []
+    for b in range(slots.batch):
+        mine = [i for i, image in enumerate(plan.images) if image.row == b]
+        scored = prefill.row_scores.get(b)
+        rows.append(
+            RowReport(
+                images=[
+                    ImageReport(
+                        entropy=entropies[i],
+                        median=plan.images[i].median,
+                        level=plan.images[i].level,
+                        kept=kept[i].to(torch.int64),
+                    )
+                    for i in mine
+                ],
+                visual_tokens=plan.visual_counts[b],
+                layer=scored.layer if scored else None,
+                candidates=scored.candidates if scored else None,
+                scores=scored.scores if scored else None,
+                kept=final_rows[b],
+            )
+        )
+    return rows
+
+
+def _fill_cache(report: PrefillReport, prefill: Prefill, cache: Any) -> None:
+    """Lengths and bytes, measured on the cache's own tensors."""
+    slots, expected = prefill.slots, prefill.past + prefill.slots.width
+    per_row = [
+        [layer.get_seq_length() - expected + past + count for layer in cache.layers]
+        for past, count in zip(prefill.plan.past_counts, slots.counts, strict=True)
+    ]
+    report.kv_lengths = per_row[0] if slots.batch == 1 else per_row
+    held = kv.kv_bytes(cache)
+    slot_bytes = held // kv.physical_length(cache)
+    unpruned = slot_bytes * (prefill.logical_past + prefill.length)
+    report.kv_bytes = BytesReport(unpruned, held)
+    report.kv_storage_bytes = BytesReport(unpruned, kv.kv_storage_bytes(cache))
+
+
+def note_first_decode(report: PrefillReport | None, cache: Any) -> None:
+    """Bytes right after the first decode step on a pruned cache."""
+    if report is None or report.kv_bytes.after_first_decode is not None:
+        return
+    report.kv_bytes.after_first_decode = kv.kv_bytes(cache)
+    report.kv_storage_bytes.after_first_decode = kv.kv_storage_bytes(cache)

@@ -1,0 +1,113 @@
+"""Stage 2, the choice: candidates of a layer are scored, and the best of each row stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from erase.hf.gather import flat_index, int32, offsets_of
+from erase.hf.slots import Move, join_valid
+from erase.methods import LayerSignals
+from erase_kernels import segmented_topk
+
+if TYPE_CHECKING:
+    from erase.hf.prefill import Prefill
+
+
+@dataclass
+class RowScores:
+    """Candidates of one row (prompt positions, i64) and their scores, for the report."""
+
+    layer: int
+    candidates: Tensor
+    scores: Tensor
+
+
+@dataclass
+class Scored:
+    """The gather that follows a scored layer, and what the report says of it."""
+
+    layer: int
+    move: Move
+    drops: bool
+    rows: dict[int, RowScores]
+
+
+@torch.no_grad()
+def score_rows(
+    prefill: Prefill, layer: int, query: Tensor, key: Tensor, scale: float, skip: int
+) -> Scored:
+    """Score the candidates of the rows that are pruned after ``layer``, and choose.
+
+    Args:
+        prefill: its slots are the sequence that the layer saw.
+        layer: 0-based decoder layer.
+        query: ``[B, H, S, d]``.
+        key: ``[B, Hk, past + S, d]``.
+        scale: of the logits.
+        skip: text tokens of each row that do not score.
+    """
+    plan, slots, device = prefill.plan, prefill.slots, prefill.device
+    rows = plan.rows_pruned_after(layer)
+    here = [b in rows for b in range(slots.batch)]
+    in_event = torch.tensor(here, dtype=torch.bool, device=device)[:, None]
+    candidates = slots.visual & in_event
+    column_counts = [n if b else 0 for n, b in zip(plan.entered, here, strict=True)]
+    columns = flat_index(candidates, sum(column_counts))
+    offsets = offsets_of(column_counts, device)
+    text = slots.text & in_event & (slots.text.cumsum(1) > skip)
+    text_counts = [
+        max(0, n - skip) if b else 0 for n, b in zip(plan.text_counts, here, strict=True)
+    ]
+    scores = prefill.method.score(
+        LayerSignals(
+            query=query.detach(),
+            key=key.detach(),
+            rows=flat_index(text, sum(text_counts)),
+            row_offsets=offsets_of(text_counts, device),
+            columns=columns + prefill.past,
+            column_offsets=offsets,
+            key_mask=join_valid(prefill.past_valid, prefill.past, slots, device),
+            scale=scale,
+        )
+    )
+    finals = [plan.row_plans[b].final if here[b] else 0 for b in range(slots.batch)]
+    drops = finals != column_counts
+    keep = slots.keep_all()
+    counts = list(slots.counts)
+    if drops:
+        chosen = _best(scores, offsets, finals)
+        keep = slots.keep_valid((slots.visual & ~candidates).masked_scatter(candidates, chosen))
+        lost = [n - final for n, final in zip(column_counts, finals, strict=True)]
+        counts = [n - gone for n, gone in zip(counts, lost, strict=True)]
+    move = slots.compact(keep, counts, identity=not drops)
+    return Scored(layer, move, drops, _for_report(prefill, layer, columns, column_counts, scores))
+
+
+def _best(scores: Tensor, offsets: Tensor, finals: list[int]) -> Tensor:
+    """bool [C]: the ``finals[b]`` highest scores of each row, ties to the lowest index."""
+    wanted = int32(finals, scores.device)
+    best = segmented_topk(scores, offsets, wanted, sum(finals))
+    starts = torch.repeat_interleave(offsets[:-1], wanted, output_size=sum(finals))
+    flags = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    flags[(best.indices + starts).to(torch.int64)] = True
+    return flags
+
+
+def _for_report(
+    prefill: Prefill, layer: int, columns: Tensor, counts: list[int], scores: Tensor
+) -> dict[int, RowScores]:
+    owners = torch.repeat_interleave(
+        torch.arange(len(counts), device=scores.device),
+        int32(counts, scores.device),
+        output_size=sum(counts),
+    )
+    positions = prefill.slots.where(columns, owners) + prefill.logical_past
+    parts = zip(positions.split(counts), scores.split(counts), strict=True)
+    rows = prefill.plan.rows_pruned_after(layer)
+    return {
+        b: RowScores(layer, where, values) for b, (where, values) in enumerate(parts) if b in rows
+    }

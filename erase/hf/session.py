@@ -1,0 +1,231 @@
+"""Installs the hooks that prune a model, and always takes them away again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from erase.hf import cache as kv
+from erase.hf.architecture import inspect_model
+from erase.hf.attention import shadow, unshadow
+from erase.hf.current import current_prefill, set_current_prefill
+from erase.hf.decoding import continue_decoding
+from erase.hf.pixels import layout_for
+from erase.hf.prefill import Prefill
+from erase.hf.refusals import check_generate, check_images_have_pixels
+from erase.hf.reporting import note_first_decode
+from erase.hf.signals import with_entropies
+from erase.methods import Method
+from erase.report import PrefillReport
+
+_installed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_install_lock = threading.Lock()
+
+
+def prune(
+    model: Any, method: Method, processor: Any | None = None, *, keep_reports: int = 16
+) -> Session:
+    """Prune visual tokens in a stock transformers model, until the session is removed.
+
+    Use it as a context manager, or call ``.remove()``. Weights, classes and files stay as they
+    are: hooks go onto this instance, and one entry of transformers' attention registry is shadowed
+    under its own name while sessions are open.
+
+    Args:
+        model: a supported vision-language model (``erase.hf.supported_model_types()``).
+        method: what to prune, e.g. ``EraseConfig.for_model(model, keep_ratio=0.15)``.
+        processor: the processor that makes ``pixel_values``; its normalisation is undone to get
+            the exact pixels back. None: the family's usual statistics.
+        keep_reports: how many reports ``session.reports`` keeps.
+
+    Raises:
+        TypeError, ValueError: unsupported model, method or processor, a layer the model does not
+            have. Nothing has been changed then.
+        RuntimeError: the model already has an open session.
+    """
+    if not isinstance(method, Method):
+        raise TypeError(
+            f"method: expected a pruning method such as EraseConfig, got {type(method).__name__}"
+        )
+    if isinstance(keep_reports, bool) or not isinstance(keep_reports, int) or keep_reports < 1:
+        raise ValueError(f"keep_reports: expected a positive int, got {keep_reports!r}")
+    return Session(model, method, processor, keep_reports)
+
+
+class Session:
+    """An open pruning session; made by ``prune``.
+
+    Attributes:
+        reports: the last prefills, oldest first. ``report``: the last one, None before any.
+        prefills_seen, prefills_pruned: prefills that brought new images, and those of them that
+            went through the method's stages. They differ only where an exception was raised.
+        closed: True after ``remove()``.
+    """
+
+    def __init__(self, model: Any, method: Method, processor: Any, keep_reports: int) -> None:
+        self.architecture = inspect_model(model)
+        method.validate(self.architecture.facts)
+        layout = layout_for(self.architecture, processor)
+        self.reports: deque[PrefillReport] = deque(maxlen=keep_reports)
+        self.prefills_seen = 0
+        self.prefills_pruned = 0
+        self.closed = False
+        self._method = method
+        self._undo = contextlib.ExitStack()
+        base = self.architecture.base
+        self._signature = inspect.signature(type(base).forward)
+        with _install_lock:
+            if base in _installed:
+                raise RuntimeError("model: it already has an open pruning session; remove it first")
+            with self._undo:
+                self._install(layout)
+                self._undo = self._undo.pop_all()
+            _installed.add(base)
+
+    # -- installing and removing -----------------------------------------------------------------
+
+    def _install(self, layout: Any) -> None:
+        architecture = self.architecture
+        base, stack = architecture.base, architecture.language_model
+        name = architecture.text_config._attn_implementation
+        shadow(name)
+        self._undo.callback(unshadow, name)
+        self._set(base, "get_image_features", with_entropies(base.get_image_features, layout))
+        if hasattr(architecture.model, "generate"):
+            self._set(architecture.model, "generate", self._checked(architecture.model.generate))
+        handles = [
+            base.register_forward_pre_hook(self._open, with_kwargs=True),
+            base.register_forward_hook(self._close, with_kwargs=True, always_call=True),
+            stack.register_forward_pre_hook(self._enter, with_kwargs=True),
+            stack.register_forward_hook(self._leave, with_kwargs=True),
+        ]
+        for index, layer in enumerate(architecture.layers):
+            hook = partial(self._before_layer, index)
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        for handle in handles:
+            self._undo.callback(handle.remove)
+
+    def _set(self, module: Any, name: str, value: Any) -> None:
+        """An instance attribute that hides the class's until the session is removed."""
+        hidden = module.__dict__.get(name)
+        setattr(module, name, value)
+        if hidden is None:
+            self._undo.callback(delattr, module, name)
+        else:
+            self._undo.callback(setattr, module, name, hidden)
+
+    def _checked(self, generate: Any) -> Any:
+        @functools.wraps(generate)
+        def checked_generate(*args: Any, **kwargs: Any) -> Any:
+            check_generate(self.architecture.model, kwargs)
+            return generate(*args, **kwargs)
+
+        return checked_generate
+
+    def remove(self) -> None:
+        """Take every hook away; the model is then exactly as before. Safe to call twice."""
+        if self.closed:
+            return
+        self.closed = True
+        with _install_lock:
+            self._undo.close()
+            _installed.discard(self.architecture.base)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    # -- for the user ----------------------------------------------------------------------------
+
+    @property
+    def method(self) -> Method:
+        """The method in use."""
+        return self._method
+
+    @property
+    def report(self) -> PrefillReport | None:
+        """What the last prefill did, None before the first."""
+        return self.reports[-1] if self.reports else None
+
+    @contextlib.contextmanager
+    def override(self, **fields: Any) -> Iterator[Session]:
+        """Change fields of the method for the requests inside the ``with`` block."""
+        before = self._method
+        changed = before.replace(**fields)
+        changed.validate(self.architecture.facts)
+        self._method = changed
+        try:
+            yield self
+        finally:
+            self._method = before
+
+    # -- hooks -----------------------------------------------------------------------------------
+
+    def _open(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Vision-language model, before: is this a prefill with new images?"""
+        call = self._signature.bind(module, *args, **kwargs).arguments
+        encoded = (call.get("mm_encoder_outputs") or {}).get("image")
+        if encoded is None and call.get("pixel_values") is None:
+            check_images_have_pixels(self.architecture, call)
+            return
+        self.prefills_seen += 1
+        prefill = Prefill(self, self._method, call.get("input_ids"), call.get("inputs_embeds"))
+        if encoded is not None:
+            prefill.receive(encoded)
+        set_current_prefill(prefill)
+
+    def _close(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Vision-language model, after, also after an exception."""
+        if self._current() is not None:
+            set_current_prefill(None)
+
+    def _current(self) -> Prefill | None:
+        prefill = current_prefill()
+        return prefill if prefill is not None and prefill.session is self else None
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        prefill = self._current()
+        if prefill is not None:
+            return args, prefill.enter(kwargs)
+        state = kv.state_of(kwargs.get("past_key_values"))
+        if state is None:
+            return None
+        return args, continue_decoding(self.architecture.text_config, state, kwargs)
+
+    def _before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        prefill = self._current()
+        return None if prefill is None else prefill.before_layer(index, args, kwargs)
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        prefill = self._current()
+        if prefill is not None:
+            return prefill.leave(output)
+        state = kv.state_of(kwargs.get("past_key_values"))
+        if state is not None:
+            note_first_decode(state.report(), kwargs["past_key_values"])
+        return None
+
+    def mark(
+        self, cache: Any, valid: Tensor | None, width: int, evicted: int, report: PrefillReport
+    ) -> None:
+        """Tell a cache what pruning left in it."""
+        kv.mark_pruned(
+            cache,
+            kv.CacheState(valid, width, evicted, weakref.ref(report), weakref.ref(self)),
+        )
+
+    def file(self, report: PrefillReport) -> None:
+        """Count a pruned prefill and keep its report."""
+        self.prefills_pruned += 1
+        self.reports.append(report)

@@ -1,0 +1,255 @@
+"""ERASE: entropy of the image decides what enters, text-to-vision attention decides what stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from erase.methods._parts import check_descending, check_layer, check_ratio, count_table
+from erase.methods._protocol import (
+    Draft,
+    ImagePlan,
+    ImageSignals,
+    LayerSignals,
+    ModelFacts,
+    RowPlan,
+    Signal,
+)
+from erase.methods.presets import PRESETS, find_preset, layers_by_rule
+from erase_kernels import (
+    SegmentedTopK,
+    complexity_plan,
+    segmented_topk,
+    text_to_vision_scores,
+)
+
+
+@dataclass(frozen=True)
+class EraseConfig:
+    """Configuration of ERASE (paper, section 3); a method of the pruning protocol.
+
+    Stage 1 (3.2, 3.3): an image's complexity is the lower median of its cells' entropies. Level =
+    first i with ``median > entropy_thresholds[i]``, else the last; the image keeps its
+    ``int(n · max(stage1_keep_ratios[level], keep_ratio))`` cells of highest entropy.
+    Stage 2 (3.4, 3.5): after ``late_layer`` where an image of the row is complex, else after
+    ``early_layer``, the row keeps the ``int(N · keep_ratio)`` tokens with the highest
+    text-to-vision scores, N = its visual tokens in this prefill; their keys and values leave the
+    cache of all earlier layers too. Ties go to the lowest index in both stages.
+
+    Args:
+        keep_ratio: final share of visual tokens, in (0, 1]. None: stage 1 only, no clamp.
+        entropy_thresholds: m numbers in nats, strictly descending.
+        stage1_keep_ratios: m + 1 shares in (0, 1], most complex level first.
+        early_layer, late_layer: 0-based decoder layers; pruning happens after that layer ran.
+        complex_levels: how many of the m + 1 levels prune late; None: ``(m + 2) // 2``, as the
+            published code does (the paper's text differs for m = 2 and m = 4).
+        query: "exact" scores with the layer's own queries; "released" as the published code does,
+            from the layer's input without its layer norm, skipping the first text tokens.
+        stage1, stage2: switches for ablations. Without stage 1 every token enters the model.
+        force_gathers: gather also where nothing is dropped; results must not change.
+
+    Raises:
+        TypeError, ValueError: a field is out of its range; the message names it.
+    """
+
+    keep_ratio: float | None
+    entropy_thresholds: tuple[float, ...]
+    stage1_keep_ratios: tuple[float, ...]
+    early_layer: int
+    late_layer: int
+    complex_levels: int | None = None
+    query: Literal["exact", "released"] = "exact"
+    stage1: bool = True
+    stage2: bool = True
+    force_gathers: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entropy_thresholds", tuple(self.entropy_thresholds))
+        object.__setattr__(self, "stage1_keep_ratios", tuple(self.stage1_keep_ratios))
+        if self.keep_ratio is not None:
+            check_ratio("keep_ratio", self.keep_ratio)
+        check_descending("entropy_thresholds", self.entropy_thresholds)
+        levels = len(self.entropy_thresholds) + 1
+        if len(self.stage1_keep_ratios) != levels:
+            raise ValueError(
+                f"stage1_keep_ratios: expected {levels} ratios (one more than entropy_thresholds), "
+                f"got {len(self.stage1_keep_ratios)}"
+            )
+        for ratio in self.stage1_keep_ratios:
+            check_ratio("stage1_keep_ratios", ratio)
+        self._check_layers()
+        if self.query not in ("exact", "released"):
+            raise ValueError(f"query: expected 'exact' or 'released', got {self.query!r}")
+        for name in ("stage1", "stage2", "force_gathers"):
+            if not isinstance(getattr(self, name), bool):
+                got = type(getattr(self, name)).__name__
+                raise TypeError(f"{name}: expected a bool, got {got}")
+
+    def _check_layers(self) -> None:
+        for name in ("early_layer", "late_layer"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+            if value < 0:
+                raise ValueError(f"{name}: expected a 0-based layer, got {value}")
+        if self.early_layer > self.late_layer:
+            raise ValueError(
+                f"early_layer: expected at most late_layer ({self.late_layer}), "
+                f"got {self.early_layer}"
+            )
+        levels = len(self.entropy_thresholds) + 1
+        if self.complex_levels is not None:
+            if isinstance(self.complex_levels, bool) or not isinstance(self.complex_levels, int):
+                got = type(self.complex_levels).__name__
+                raise TypeError(f"complex_levels: expected an int or None, got {got}")
+            if not 0 <= self.complex_levels <= levels:
+                raise ValueError(
+                    f"complex_levels: expected 0 to {levels}, got {self.complex_levels}"
+                )
+
+    @classmethod
+    def for_model(
+        cls, model: Any, *, transfer_from: str | None = None, **fields: Any
+    ) -> EraseConfig:
+        """Published settings for a model object, its config, or a hub name.
+
+        Args:
+            model: ``PreTrainedModel``, its config, or a name such as
+                ``"Qwen/Qwen2.5-VL-7B-Instruct"``.
+            transfer_from: take thresholds and ratios from this preset instead (the paper's
+                Table 14 transfers Qwen2.5-VL-7B to InternVL3-8B); layers follow the model's
+                depth. Needs a model object or config.
+            **fields: override any field; ``keep_ratio`` defaults to None.
+
+        Raises:
+            ValueError: no preset matches and neither thresholds and ratios nor
+                ``transfer_from`` were given.
+        """
+        given = {"entropy_thresholds", "stage1_keep_ratios"} <= fields.keys()
+        preset = find_preset(transfer_from or model)
+        if preset is None and (transfer_from is not None or not given):
+            name = transfer_from or getattr(getattr(model, "config", model), "model_type", model)
+            raise ValueError(
+                f"{'transfer_from' if transfer_from else 'model'}: no published setting for "
+                f"{name!r}; known: {', '.join(PRESETS)}. Give entropy_thresholds and "
+                "stage1_keep_ratios, or transfer_from="
+            )
+        settings: dict[str, Any] = {"keep_ratio": None}
+        if preset is not None:
+            settings["entropy_thresholds"] = preset.entropy_thresholds
+            settings["stage1_keep_ratios"] = preset.stage1_keep_ratios
+        if not {"early_layer", "late_layer"} <= fields.keys():
+            early, late = layers_by_rule(*_depth(model))
+            settings |= {"early_layer": early, "late_layer": late}
+        return cls(**(settings | fields))
+
+    def to_json(self) -> str:
+        """All fields as a JSON object; ``from_json`` reads it back to an equal value."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> EraseConfig:
+        """Inverse of ``to_json``; ValueError for unknown or missing fields."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"text: expected a JSON object, got {type(fields).__name__}")
+        known = {f.name for f in dataclasses.fields(cls)}
+        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+        if unknown := fields.keys() - known:
+            raise ValueError(f"text: unknown fields {sorted(unknown)}; known: {sorted(known)}")
+        if missing := required - fields.keys():
+            raise ValueError(f"text: missing fields {sorted(missing)}")
+        return cls(**fields)
+
+    def replace(self, **fields: Any) -> EraseConfig:
+        """A validated copy with some fields changed; TypeError for an unknown field."""
+        return dataclasses.replace(self, **fields)
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """Signals of the pruning protocol: entropies, and the queries that ``query`` names."""
+        queries: Signal = "layer_queries" if self.query == "exact" else "residual_queries"
+        return frozenset({"pixel_entropies", queries})
+
+    @property
+    def num_complex_levels(self) -> int:
+        """Levels below this number prune late."""
+        if self.complex_levels is not None:
+            return self.complex_levels
+        return (len(self.entropy_thresholds) + 2) // 2
+
+    def validate(self, model: ModelFacts) -> None:
+        """ValueError where a layer does not exist in ``model``."""
+        check_layer("early_layer", self.early_layer, model.num_layers)
+        check_layer("late_layer", self.late_layer, model.num_layers)
+
+    def draft(self, images: ImageSignals) -> Draft:
+        """Medians, levels and stage-1 counts of all images, on the device."""
+        device = images.entropy.device
+        levels = len(self.entropy_thresholds) + 1
+        ratios = self.stage1_keep_ratios if self.stage1 else (1.0,) * levels
+        table = count_table(images.sizes, ratios, self.keep_ratio)
+        plan = complexity_plan(
+            images.entropy,
+            images.offsets,
+            torch.tensor(self.entropy_thresholds, dtype=torch.float32, device=device),
+            torch.tensor(table, dtype=torch.int32, device=device).reshape(-1, levels),
+        )
+        return Draft(plan.median, plan.level, plan.count)
+
+    def decide(self, images: Sequence[ImagePlan], batch: int) -> tuple[RowPlan, ...]:
+        """Layer (the latest of a row's images) and final count of each batch row.
+
+        Stage 2 runs in a row where it has something to drop, or where gathers are forced.
+        """
+        plans = []
+        for row in range(batch):
+            mine = [image for image in images if image.row == row]
+            entered = sum(image.count for image in mine)
+            if not mine or self.keep_ratio is None or not self.stage2:
+                plans.append(RowPlan(None, entered))
+                continue
+            final = min(int(sum(image.size for image in mine) * self.keep_ratio), entered)
+            complex_row = any(image.level < self.num_complex_levels for image in mine)
+            layer = self.late_layer if complex_row else self.early_layer
+            runs = final < entered or self.force_gathers
+            plans.append(RowPlan(layer if runs else None, final))
+        return tuple(plans)
+
+    def select(self, images: ImageSignals, counts: Sequence[int]) -> SegmentedTopK:
+        """Cells of highest entropy of each image, ascending, ties to the lowest index."""
+        wanted = torch.tensor(counts, dtype=torch.int32, device=images.entropy.device)
+        return segmented_topk(images.entropy, images.offsets, wanted, sum(counts))
+
+    def score(self, layer: LayerSignals) -> Tensor:
+        """Attention that text tokens pay each candidate: mean over heads, sum over text."""
+        return text_to_vision_scores(
+            layer.query,
+            layer.key,
+            layer.rows,
+            layer.row_offsets,
+            layer.columns,
+            layer.column_offsets,
+            key_mask=layer.key_mask,
+            scale=layer.scale,
+        )
+
+
+def _depth(model: Any) -> tuple[str, int]:
+    """(model type, decoder layers) of the model itself, else of its preset."""
+    if not isinstance(model, str):
+        config = getattr(model, "config", model)
+        return config.model_type, config.get_text_config().num_hidden_layers
+    own = find_preset(model)
+    if own is None:
+        raise ValueError(
+            f"model: {model!r} has no preset, so its depth is unknown; pass the model or its "
+            "config, or early_layer and late_layer"
+        )
+    return own.model_type, own.num_layers

@@ -1,0 +1,115 @@
+"""What one prefill did: entropies, levels, layers, kept tokens, bytes, backends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class BytesReport:
+    """Bytes before pruning, after the prefill, and after the first decode step (None until then).
+
+    ``before`` is what the same prefill would hold unpruned.
+    """
+
+    before: int = 0
+    after_prefill: int = 0
+    after_first_decode: int | None = None
+
+
+@dataclass
+class ImageReport:
+    """One image. ``entropy`` f32 [cells] nats; ``kept`` i64, ascending cells local to the image."""
+
+    entropy: Tensor
+    median: float
+    level: int
+    kept: Tensor
+
+
+@dataclass
+class RowReport:
+    """One batch row; positions are those of the unpruned sequence, earlier turns included.
+
+    ``layer``, ``candidates`` and ``scores`` are None where stage 2 did not run.
+    """
+
+    images: list[ImageReport]
+    visual_tokens: int
+    layer: int | None = None
+    candidates: Tensor | None = None
+    scores: Tensor | None = None
+    kept: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+
+@dataclass
+class PrefillReport:
+    """One prefill with new visual tokens.
+
+    ``kv_lengths``: valid rows per layer right after the prefill, of batch row 0 for a batch of
+    one, else a list per batch row. Empty where no cache is kept. ``backends``: operator -> backend.
+    ``approximate_pixels``: bf16 pixel values, where some levels may be off by one.
+    """
+
+    rows: list[RowReport]
+    kv_lengths: list[int] | list[list[int]] = field(default_factory=list)
+    kv_bytes: BytesReport = field(default_factory=BytesReport)
+    kv_storage_bytes: BytesReport = field(default_factory=BytesReport)
+    backends: dict[str, str] = field(default_factory=dict)
+    approximate_pixels: bool = False
+
+    def __str__(self) -> str:
+        return render(
+            ["row", "image", "median H", "level", "tokens", "stage 1", "layer", "final"],
+            [line for b, row in enumerate(self.rows) for line in _row_lines(b, row)],
+            self._footer(),
+        )
+
+    def _footer(self) -> str:
+        kv = self.kv_bytes
+        parts = [f"KV {_mib(kv.before)} -> {_mib(kv.after_prefill)} MiB"]
+        if self.backends:
+            parts.append(", ".join(f"{op}: {name}" for op, name in sorted(self.backends.items())))
+        if self.approximate_pixels:
+            parts.append("pixels approximate (bf16)")
+        return " | ".join(parts)
+
+
+def _row_lines(index: int, row: RowReport) -> list[list[str]]:
+    layer = "-" if row.layer is None else str(row.layer)
+    final = str(len(row.kept))
+    if not row.images:
+        return [[str(index), "-", "-", "-", "0", "0", layer, final]]
+    lines = []
+    for i, image in enumerate(row.images):
+        first = i == 0
+        lines.append(
+            [
+                str(index) if first else "",
+                str(i),
+                f"{image.median:.3f}",
+                str(image.level),
+                str(len(image.entropy)),
+                str(len(image.kept)),
+                layer if first else "",
+                final if first else "",
+            ]
+        )
+    return lines
+
+
+def render(header: Sequence[str], lines: Sequence[Sequence[str]], footer: str) -> str:
+    """A plain right-aligned table; needs no terminal, so it also prints in logs."""
+    table = [list(header), *[list(line) for line in lines]]
+    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+    padded = [[cell.rjust(w) for cell, w in zip(line, widths, strict=True)] for line in table]
+    text = ["  ".join(line) for line in padded]
+    return "\n".join([*text, footer])
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.2f}"
