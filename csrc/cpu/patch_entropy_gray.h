@@ -1,7 +1,6 @@
 // Gray levels of a row of pixels: plain loops, inlined into one function per instruction set.
 #pragma once
 
-#include <cmath>
 #include <cstring>
 
 #include "cpu/patch_entropy_kernels.h"
@@ -16,9 +15,12 @@ constexpr float kLumaGreen = 0.587f;
 constexpr float kLumaBlue = 0.114f;
 constexpr float kMaxLevel = 255.0f;
 
+ERASE_KERNELS_INLINE float luma_sum(float red, float green, float blue) {
+  return (kLumaRed * red + kLumaGreen * green) + kLumaBlue * blue;
+}
+
 ERASE_KERNELS_INLINE uint8_t luma(float red, float green, float blue) {
-  const float sum = (kLumaRed * red + kLumaGreen * green) + kLumaBlue * blue;
-  return static_cast<uint8_t>(static_cast<int32_t>(sum));
+  return static_cast<uint8_t>(static_cast<int32_t>(luma_sum(red, green, blue)));
 }
 
 ERASE_KERNELS_INLINE void gray_planar(const uint8_t* __restrict__ red,
@@ -72,27 +74,56 @@ ERASE_KERNELS_INLINE float nearest_level(float exact) {
   return static_cast<float>(static_cast<int32_t>(level));
 }
 
+// The magnitude's bits: as integers they order as the magnitudes do, NaN above all numbers.
+ERASE_KERNELS_INLINE int32_t magnitude_bits(float value) {
+  int32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits & 0x7fffffff;
+}
+
+// Levels of up to kChunk pixels as 32-bit integers, so that the loop has one width throughout.
+// Returns the largest distance from an integer, as magnitude_bits.
+template <typename T, int kChannels>
+ERASE_KERNELS_INLINE int32_t levels_from_pixels(const T* __restrict__ red,
+                                                 const T* __restrict__ green,
+                                                 const T* __restrict__ blue, int64_t stride,
+                                                 const PixelStatistics& s, int64_t count,
+                                                 int32_t* __restrict__ levels) {
+  int32_t worst = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const T stored[3] = {red[i * stride], green[i * stride], blue[i * stride]};
+    float level[kChannels];
+    for (int c = 0; c < kChannels; ++c) {
+      const float exact = (to_float(stored[c]) * s.std[c] + s.mean[c]) * s.scale;
+      level[c] = nearest_level(exact);
+      const int32_t distance = magnitude_bits(exact - level[c]);
+      worst = distance > worst ? distance : worst;
+    }
+    levels[i] = static_cast<int32_t>(kChannels == 1 ? level[0]
+                                                    : luma_sum(level[0], level[kChannels / 2],
+                                                               level[kChannels - 1]));
+  }
+  return worst;
+}
+
+constexpr int64_t kChunk = 256;  // pixels
+
 template <typename T, int kChannels, bool kUnitStride>
 ERASE_KERNELS_INLINE bool gray_from_pixels(const PixelRow<T>& row, const PixelStatistics& statistics,
                                            int64_t count, uint8_t* __restrict__ gray) {
   const int64_t stride = kUnitStride ? 1 : row.stride;
-  const T* __restrict__ channel[3] = {row.channel[0], row.channel[1], row.channel[2]};
   const PixelStatistics s = statistics;
-  int32_t rejected = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    float level[kChannels];
-    for (int c = 0; c < kChannels; ++c) {
-      const float exact = (to_float(channel[c][i * stride]) * s.std[c] + s.mean[c]) * s.scale;
-      level[c] = nearest_level(exact);
-      rejected |= std::fabs(exact - level[c]) <= s.tolerance ? 0 : 1;  // NaN is rejected too
-    }
-    if constexpr (kChannels == 1) {
-      gray[i] = static_cast<uint8_t>(static_cast<int32_t>(level[0]));
-    } else {
-      gray[i] = luma(level[0], level[1], level[2]);
-    }
+  int32_t worst = 0;
+  for (int64_t start = 0; start < count; start += kChunk) {
+    const int64_t length = count - start < kChunk ? count - start : kChunk;
+    const int64_t at = start * stride;
+    alignas(64) int32_t levels[kChunk];
+    const int32_t distance = levels_from_pixels<T, kChannels>(
+        row.channel[0] + at, row.channel[1] + at, row.channel[2] + at, stride, s, length, levels);
+    worst = distance > worst ? distance : worst;
+    for (int64_t i = 0; i < length; ++i) gray[start + i] = static_cast<uint8_t>(levels[i]);
   }
-  return rejected == 0;
+  return worst <= magnitude_bits(s.tolerance);
 }
 
 template <typename T>
