@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -86,7 +88,7 @@ def plan_images(
     values = host.tolist()  # the one device-to-host copy of a prefill
 
     total = len(entropies)
-    medians = torch.tensor(values[:total], dtype=torch.int32).view(torch.float32).tolist()
+    medians = struct.unpack(f"{total}f", struct.pack(f"{total}i", *values[:total]))
     levels, counts = values[total : 2 * total], values[2 * total : 3 * total]
     per_row = [values[3 * total + i * batch : 3 * total + (i + 1) * batch] for i in range(4)]
     visual_counts, video_counts, valid_counts, past_counts = per_row

@@ -23,10 +23,7 @@ def build_report(prefill: Prefill, cache: Any) -> PrefillReport:
     operators = (*PLANNING_OPERATORS, *sorted(prefill.operators))
     report = PrefillReport(
         rows=rows,
-        backends={
-            op: choose_backend(op, prefill.device)
-            for op in (*PLANNING_OPERATORS, *sorted(prefill.operators))
-        },
+        backends={op: choose_backend(op, prefill.device) for op in operators},
         approximate_pixels=prefill.approximate,
     )
     if cache is not None:
