@@ -13,6 +13,7 @@ struct Image {
   const uint8_t* data;
   int channels;
   int64_t channel_stride, row_stride, column_stride;
+  int64_t height;         // pixels
   int64_t patch_columns;  // patches in a row of patches
   int64_t first_strip;    // number of this image's first row of patches
   int64_t first_cell;
@@ -31,6 +32,7 @@ Image describe(const Tensor& image, int64_t patch_size) {
   result.channel_stride = rank == 3 ? image.stride(0) : 0;
   result.row_stride = image.stride(rank - 2);
   result.column_stride = image.stride(rank - 1);
+  result.height = image.size(rank - 2);
   result.patch_columns = image.size(rank - 1) / patch_size;
   return result;
 }
@@ -42,6 +44,15 @@ PixelRow<uint8_t> row_of(const Image& image, int64_t row, int64_t column) {
   return result;
 }
 
+void prefetch_row(const Image& image, int64_t row, int64_t column, int64_t count) {
+  if (row >= image.height) return;
+  const PixelRow<uint8_t> pixels = row_of(image, row, column);
+  const bool interleaved = image.channel_stride == 1;  // one run of bytes holds every channel
+  for (int c = 0; c < (interleaved ? 1 : image.channels); ++c) {
+    prefetch(pixels.channel[c], count * image.column_stride);
+  }
+}
+
 void strip_entropies(const Image& image, int64_t strip, int64_t patch_size, const int64_t* table,
                      std::vector<uint8_t>& buffer, float* entropy) {
   const PatchEntropyKernels& kernels = patch_entropy_kernels(active_clone());
@@ -50,8 +61,9 @@ void strip_entropies(const Image& image, int64_t strip, int64_t patch_size, cons
     const int64_t cells = std::min(shape.cells, image.patch_columns - first);
     block_entropies(kernels, table, cells, patch_size, patch_size, shape.rows, buffer,
                     entropy + first, [&](int64_t row, uint8_t* gray) {
-                      const int64_t top = strip * patch_size + row;
-                      kernels.gray(row_of(image, top, first * patch_size), cells * patch_size, gray);
+                      const int64_t y = strip * patch_size + row, x = first * patch_size;
+                      prefetch_row(image, y + kPrefetchRows, x, cells * patch_size);
+                      kernels.gray(row_of(image, y, x), cells * patch_size, gray);
                     });
   }
 }

@@ -19,7 +19,9 @@ struct Geometry {
   int64_t pixel_strides[3];
   int channels;
   int64_t channel_stride;
-  bool adjacent;  // columns of neighbouring cells continue each other
+  bool adjacent;          // columns of neighbouring cells continue each other
+  int64_t read_ahead;     // from a row to the one worth prefetching
+  const void* end;        // of the tensor
 };
 
 void join_rows(Geometry& g) {
@@ -58,6 +60,10 @@ Geometry make_geometry(const Tensor& pixel_values, const std::vector<int64_t>& c
   g.adjacent = g.segments == 1 && g.inner > 1 &&
                g.cell_strides[2] == g.columns * g.pixel_strides[2];
   if (!g.adjacent) join_rows(g);
+  // Where cells are apart, the same row of the next cell comes soon enough.
+  g.read_ahead = g.adjacent    ? kPrefetchRows * g.pixel_strides[1]
+                 : g.inner > 1 ? g.cell_strides[2]
+                               : g.cell_strides[g.middle > 1 ? 1 : 0];
   return g;
 }
 
@@ -77,6 +83,15 @@ void check_reach(const Geometry& g) {
 template <typename T>
 using GrayFunction = bool (*)(const PixelRow<T>&, const PixelStatistics&, int64_t, uint8_t*);
 
+template <typename T>
+void prefetch_row(const Geometry& g, const PixelRow<T>& row, int64_t count) {
+  const int64_t length = count * row.stride;
+  for (int c = 0; c < g.channels; ++c) {
+    const T* next = row.channel[c] + g.read_ahead;
+    if (next + length <= g.end) prefetch(next, length * static_cast<int64_t>(sizeof(T)));
+  }
+}
+
 // Returns false if some value was no integer gray level.
 template <typename T>
 bool run_entropies(const Geometry& g, const T* start, GrayFunction<T> to_gray,
@@ -93,6 +108,7 @@ bool run_entropies(const Geometry& g, const T* start, GrayFunction<T> to_gray,
                       row / g.rows * g.pixel_strides[0] + row % g.rows * g.pixel_strides[1];
       PixelRow<T> pixels{{base, base, base}, g.channels, g.pixel_strides[2]};
       for (int c = 1; c < g.channels; ++c) pixels.channel[c] = base + c * g.channel_stride;
+      prefetch_row(g, pixels, cells * g.columns);
       integers &= to_gray(pixels, statistics, cells * g.columns, gray);
     };
     block_entropies(kernels, table, cells, rows, g.columns, shape.rows, buffer, entropy + first,
@@ -102,9 +118,10 @@ bool run_entropies(const Geometry& g, const T* start, GrayFunction<T> to_gray,
 }
 
 template <typename T>
-bool all_entropies(const Geometry& g, const void* data, GrayFunction<T> to_gray,
+bool all_entropies(Geometry g, int64_t elements, const void* data, GrayFunction<T> to_gray,
                    const PixelStatistics& statistics, const int64_t* table, float* entropy) {
   std::atomic<bool> integers{true};
+  g.end = static_cast<const T*>(data) + elements;
   torch::stable::parallel_for(0, g.outer * g.middle, 1, [&](int64_t begin, int64_t end) {
     std::vector<uint8_t> buffer;
     for (int64_t run = begin; run < end; ++run) {
@@ -155,17 +172,18 @@ Tensor patch_entropy_from_pixels_cpu(Tensor pixel_values, Tensor table,
   float* out = static_cast<float*>(entropy.data_ptr());
   const int64_t* entries = static_cast<const int64_t*>(table.data_ptr());
   const void* data = pixel_values.data_ptr();
+  const int64_t elements = pixel_values.numel();
   const PatchEntropyKernels& kernels = patch_entropy_kernels(active_clone());
   bool integers = true;
   switch (pixel_values.scalar_type()) {
     case ScalarType::Float:
-      integers = all_entropies<float>(g, data, kernels.gray_f32, statistics, entries, out);
+      integers = all_entropies<float>(g, elements, data, kernels.gray_f32, statistics, entries, out);
       break;
     case ScalarType::Half:
-      integers = all_entropies<Half>(g, data, kernels.gray_f16, statistics, entries, out);
+      integers = all_entropies<Half>(g, elements, data, kernels.gray_f16, statistics, entries, out);
       break;
     case ScalarType::BFloat16:
-      integers = all_entropies<BFloat16>(g, data, kernels.gray_bf16, statistics, entries, out);
+      integers = all_entropies<BFloat16>(g, elements, data, kernels.gray_bf16, statistics, entries, out);
       break;
     default:
       refuse("pixel_values", "expected float32, float16 or bfloat16");
