@@ -91,13 +91,12 @@ def cell_entropies(image: np.ndarray, cell: int = CELL) -> np.ndarray:
 def recovered_images(
     pixel_values: torch.Tensor, grids: torch.Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> list[np.ndarray]:
-    """uint8 images [3, H, W] out of processor tensors of any dtype, by rounding in float64."""
+    """uint8 images [3, H, W] out of processor tensors of any dtype, by unfused fp32 arithmetic."""
+    scale, shift = (np.array(v, np.float32)[:, None, None] for v in (std, mean))
     out = []
     for image in split_images(pixel_values, grids):
-        level = (
-            image.astype(np.float64) * np.array(std)[:, None, None] + np.array(mean)[:, None, None]
-        ) * 255.0
-        out.append(np.clip(np.floor(level + 0.5), 0, 255).astype(np.uint8))
+        level = (image * scale + shift) * np.float32(255)
+        out.append(np.clip(np.floor(level + np.float32(0.5)), 0, 255).astype(np.uint8))
     return out
 
 

@@ -49,8 +49,7 @@ def prune(
 
     Raises:
         TypeError, ValueError: unsupported model, method or processor, a layer the model does not
-            have. Nothing has been changed then.
-        RuntimeError: the model already has an open session.
+            have, a model that already has an open session. Nothing has been changed then.
     """
     if not isinstance(method, Method):
         raise TypeError(
@@ -85,7 +84,7 @@ class Session:
         self._signature = inspect.signature(type(base).forward)
         with _install_lock:
             if base in _installed:
-                raise RuntimeError("model: it already has an open pruning session; remove it first")
+                raise ValueError("model: it already has an open pruning session; remove it first")
             with self._undo:
                 self._install(layout)
                 self._undo = self._undo.pop_all()

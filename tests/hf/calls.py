@@ -33,7 +33,7 @@ class Outcome:
         self.positions.append(positions)
 
 
-def _generate_into(
+def generate_into(
     out: Outcome, model: Any, new_tokens: int = NEW_TOKENS, **kwargs: Any
 ) -> torch.Tensor:
     """One generate() call; returns the whole sequence."""
@@ -50,14 +50,14 @@ def _generate_into(
 
 def greedy(model: Any, prompts: list[Prompt]) -> Outcome:
     out = Outcome()
-    _generate_into(out, model, **prompts[0].inputs)
+    generate_into(out, model, **prompts[0].inputs)
     return out
 
 
 def sampled(model: Any, prompts: list[Prompt]) -> Outcome:
     out = Outcome()
     torch.manual_seed(11)
-    _generate_into(out, model, do_sample=True, temperature=0.9, top_k=50, **prompts[0].inputs)
+    generate_into(out, model, do_sample=True, temperature=0.9, top_k=50, **prompts[0].inputs)
     return out
 
 
@@ -99,7 +99,7 @@ def _turns(model: Any, prompts: list[Prompt], whole_ids: bool) -> Outcome:
     """Greedy turns on one cache; a stock model needs positions given for images of a later turn."""
     out = Outcome()
     inputs = prompts[0].inputs
-    sequence = _generate_into(out, model, **inputs)
+    sequence = generate_into(out, model, **inputs)
     for turn, prompt in enumerate(prompts[1:], start=2):
         joined = _joined(prompts, sequence, inputs, prompt)
         extra = {}
@@ -113,7 +113,7 @@ def _turns(model: Any, prompts: list[Prompt], whole_ids: bool) -> Outcome:
         new = joined["input_ids"].shape[1] - past
         if "position_ids" in extra:
             extra["position_ids"] = extra["position_ids"][:, :, -new:]
-        _generate_into(out, model, past_key_values=out.cache, **call, **extra)
+        generate_into(out, model, past_key_values=out.cache, **call, **extra)
         answer = out.tokens[-1]
         sequence, inputs = torch.cat([joined["input_ids"], answer], dim=1), joined
     return out
@@ -175,12 +175,11 @@ def direct_loop_without_mask(model: Any, prompts: list[Prompt]) -> Outcome:
 
 
 def _labels(prompt: Prompt, image_token: int) -> torch.Tensor:
-    """Text only, without padding and without tokens predicted from an image position."""
+    """Text only, without padding and without tokens predicted from padding or from an image."""
     ids = prompt.inputs["input_ids"]
-    image = ids == image_token
-    after_image = torch.cat([torch.zeros_like(image[:, :1]), image[:, :-1]], dim=1)
-    ignore = image | after_image | (prompt.inputs["attention_mask"] == 0)
-    return ids.masked_fill(ignore, -100)
+    no_text = (ids == image_token) | (prompt.inputs["attention_mask"] == 0)
+    after = torch.cat([torch.zeros_like(no_text[:, :1]), no_text[:, :-1]], dim=1)
+    return ids.masked_fill(no_text | after, -100)
 
 
 def direct_labels(model: Any, prompts: list[Prompt]) -> Outcome:

@@ -1,0 +1,297 @@
+"""Bad input and everything that is refused: a clear error before anything is changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    StaticCache,
+)
+
+import erase
+from tests.hf.cases import BASE_CONFIG, by_name
+from tests.hf.common import snapshot
+from tests.models import TEXT_LAYERS, build_model, shared_model
+from tests.prompts import Prompt, chat_processor, encode, image_processor, photo
+
+GREEDY = {"max_new_tokens": 3, "do_sample": False}
+
+
+def config(**fields: Any) -> erase.EraseConfig:
+    return erase.EraseConfig(**{**BASE_CONFIG, **fields})
+
+
+def prompt(**options: Any) -> Prompt:
+    return encode([[photo(5, 6), "Describe the image."]], **options)
+
+
+@pytest.fixture
+def model() -> Iterator[Any]:
+    """The shared model; whatever a test does to it, it must be as before afterwards."""
+    shared = shared_model("qwen2_5_vl")
+    before = snapshot(shared)
+    yield shared
+    assert snapshot(shared) == before
+
+
+# -- the configuration ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "name"),
+    [
+        ({"keep_ratio": 0.0}, ValueError, "keep_ratio"),
+        ({"keep_ratio": -0.5}, ValueError, "keep_ratio"),
+        ({"keep_ratio": 1.01}, ValueError, "keep_ratio"),
+        ({"keep_ratio": float("nan")}, ValueError, "keep_ratio"),
+        ({"keep_ratio": "0.5"}, TypeError, "keep_ratio"),
+        ({"entropy_thresholds": (1.0, 2.0, 3.0)}, ValueError, "entropy_thresholds"),
+        ({"entropy_thresholds": (3.0, 3.0, 1.0)}, ValueError, "entropy_thresholds"),
+        ({"entropy_thresholds": (3.0, float("nan"), 1.0)}, ValueError, "entropy_thresholds"),
+        ({"entropy_thresholds": (3.0, 1.0)}, ValueError, "stage1_keep_ratios"),
+        ({"stage1_keep_ratios": (0.9, 0.8, 0.7)}, ValueError, "stage1_keep_ratios"),
+        ({"stage1_keep_ratios": (0.9, 0.8, 0.7, 0.0)}, ValueError, "stage1_keep_ratios"),
+        ({"stage1_keep_ratios": (1.2, 0.8, 0.7, 0.5)}, ValueError, "stage1_keep_ratios"),
+        ({"stage1_keep_ratios": (0.9, 0.8, 0.7, None)}, TypeError, "stage1_keep_ratios"),
+        ({"early_layer": -1}, ValueError, "early_layer"),
+        ({"early_layer": 1.0}, TypeError, "early_layer"),
+        ({"late_layer": True}, TypeError, "late_layer"),
+        ({"complex_levels": 5}, ValueError, "complex_levels"),
+        ({"complex_levels": -1}, ValueError, "complex_levels"),
+        ({"query": "approximate"}, ValueError, "query"),
+        ({"stage1": 1}, TypeError, "stage1"),
+    ],
+)
+def test_configuration(fields: dict[str, Any], error: type[Exception], name: str) -> None:
+    with pytest.raises(error, match=name):
+        config(**fields)
+
+
+def test_unknown_field() -> None:
+    with pytest.raises(TypeError, match="keep"):
+        config().replace(keep=0.5)
+    with pytest.raises(ValueError, match="keep"):
+        erase.EraseConfig.from_json('{"keep": 0.5}')
+
+
+# -- installing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["early_layer", "late_layer"])
+def test_layer_the_model_does_not_have(model: Any, name: str) -> None:
+    layers = {"early_layer": TEXT_LAYERS, "late_layer": TEXT_LAYERS, name: TEXT_LAYERS}
+    if name == "late_layer":
+        layers["early_layer"] = 0
+    with pytest.raises(ValueError, match=name):
+        erase.prune(model, config(**layers))
+
+
+def test_installing_twice(model: Any) -> None:
+    with erase.prune(model, config()):
+        during = snapshot(model)
+        with pytest.raises(ValueError, match="model"):
+            erase.prune(model, config(keep_ratio=0.5))
+        with pytest.raises(ValueError, match="model"):
+            erase.prune(model.model, config())
+        assert snapshot(model) == during
+    with erase.prune(model, config()) as session:  # free again
+        assert not session.closed
+
+
+def test_wrong_objects(model: Any) -> None:
+    with pytest.raises(TypeError, match="method"):
+        erase.prune(model, {"keep_ratio": 0.5})
+    with pytest.raises(TypeError, match="model"):
+        erase.prune("Qwen/Qwen2.5-VL-7B-Instruct", config())
+    with pytest.raises(TypeError, match="processor"):
+        erase.prune(model, config(), processor=chat_processor().tokenizer)
+    with pytest.raises(ValueError, match="keep_reports"):
+        erase.prune(model, config(), keep_reports=0)
+
+
+def test_processor_of_another_patch_size(model: Any) -> None:
+    other = copy.copy(image_processor())
+    other.patch_size = 16
+    with pytest.raises(ValueError, match="patch_size"):
+        erase.prune(model, config(), processor=other)
+
+
+def test_text_model() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 8}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    with pytest.raises((TypeError, ValueError), match="model"):
+        erase.prune(LlamaForCausalLM(LlamaConfig(**sizes, **heads)), config())
+
+
+def test_sliding_window_layers() -> None:
+    sliding = build_model(
+        "qwen2_5_vl", use_sliding_window=True, sliding_window=16, max_window_layers=3
+    )
+    assert "sliding_attention" in sliding.config.text_config.layer_types
+    before = snapshot(sliding)
+    with pytest.raises(ValueError, match="sliding"):
+        erase.prune(sliding, config())
+    assert snapshot(sliding) == before
+
+
+# -- calls that are refused ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"use_cache": False}, "use_cache"),
+        ({"prefill_chunk_size": 8}, "prefill_chunk_size"),
+        ({"cache_implementation": "quantized"}, "quantized"),
+        ({"cache_implementation": "offloaded"}, "offloaded"),
+        ({"cache_implementation": "paged"}, "paged"),
+        ({"generation_config": GenerationConfig(use_cache=False, max_new_tokens=2)}, "use_cache"),
+        ({"past_key_values": DynamicCache(offloading=True)}, "past_key_values"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_generate_refuses(model: Any, options: dict[str, Any], name: str) -> None:
+    ran = []
+    handle = model.model.language_model.register_forward_pre_hook(lambda *_: ran.append(1))
+    try:
+        with erase.prune(model, config()) as session, pytest.raises(ValueError, match=name):
+            model.generate(**prompt().inputs, **{"max_new_tokens": 2, **options})
+        assert session.prefills_seen == session.prefills_pruned == 0
+    finally:
+        handle.remove()
+    assert ran == [], "refused only after generation had started"
+
+
+def test_static_cache_in_a_second_turn(model: Any) -> None:
+    cache = StaticCache(config=model.config, max_cache_len=128)
+    with erase.prune(model, config()), pytest.raises(ValueError, match="cache"), torch.no_grad():
+        first = model.generate(**prompt().inputs, **GREEDY, past_key_values=cache)
+        ids = torch.cat([first, first[:, -2:]], dim=1)
+        model.generate(input_ids=ids, **GREEDY, past_key_values=cache)
+
+
+def test_image_tokens_without_pixels(model: Any) -> None:
+    inputs = prompt().inputs
+    encoded = {k: v for k, v in inputs.items() if k not in ("pixel_values", "image_grid_thw")}
+    with erase.prune(model, config()), pytest.raises(ValueError, match="pixel_values"):
+        model(**encoded)
+
+
+def test_image_embeddings_without_pixels(model: Any) -> None:
+    """Embeddings made before the session carry no entropies."""
+    inputs = prompt().inputs
+    if "mm_encoder_outputs" not in model.model.forward.__wrapped__.__code__.co_varnames:
+        pytest.skip("this transformers version has no mm_encoder_outputs")
+    pixels = inputs.pop("pixel_values")
+    with torch.no_grad():
+        features = model.model.get_image_features(pixels, inputs["image_grid_thw"])
+    with erase.prune(model, config()), pytest.raises(ValueError, match="mm_encoder_outputs"):
+        model(**inputs, mm_encoder_outputs={"image": features})
+
+
+def test_pixels_that_are_no_levels(model: Any) -> None:
+    """Pixels of a processor without normalisation, but the session was told the usual one."""
+    inputs = prompt(do_normalize=False).inputs
+    with erase.prune(model, config()) as session:
+        with pytest.raises(ValueError, match="pixel_values"):
+            model.generate(**inputs, **GREEDY)
+        model.generate(**prompt().inputs, **GREEDY)  # the session goes on
+        assert session.prefills_pruned == 1
+
+
+def test_too_few_image_tokens(model: Any) -> None:
+    inputs = prompt().inputs
+    inputs["input_ids"][inputs["input_ids"] == model.config.image_token_id] = 300
+    with erase.prune(model, config()), pytest.raises(ValueError, match="token"):
+        model(**inputs)
+
+
+def test_scores_that_are_nan() -> None:
+    broken = build_model("qwen2_5_vl")
+    layer = BASE_CONFIG["late_layer"]
+    broken.model.language_model.layers[layer].self_attn.q_proj.weight[3, 5] = float("nan")
+    before = snapshot(broken)
+    with pytest.raises(ValueError, match=r"quer|score"), erase.prune(broken, config()):
+        broken.generate(**prompt().inputs, **GREEDY)
+    assert snapshot(broken) == before
+
+
+# -- exceptions in the middle --------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    """Raised by a test inside a forward."""
+
+
+@pytest.mark.parametrize("where", ["vision", "layer", "layer_after_stage2", "decode", "norm"])
+def test_exception_in_the_middle(model: Any, where: str) -> None:
+    stack = model.model.language_model
+    module, call = {
+        "vision": (model.model.visual, 1),
+        "layer": (stack.layers[0], 1),
+        "layer_after_stage2": (stack.layers[BASE_CONFIG["late_layer"] + 1].mlp, 1),
+        "decode": (stack.layers[2], 3),
+        "norm": (stack.norm, 1),
+    }[where]
+    calls = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == call:
+            raise Interrupted
+
+    with torch.no_grad():
+        wanted = model.generate(**prompt().inputs, **GREEDY)
+        before = snapshot(model)
+        handle = module.register_forward_pre_hook(fail)
+        try:
+            with pytest.raises(Interrupted), erase.prune(model, config()):
+                model.generate(**prompt().inputs, **GREEDY)
+        finally:
+            handle.remove()
+        assert len(calls) == call
+        assert snapshot(model) == before
+        assert torch.equal(model.generate(**prompt().inputs, **GREEDY), wanted)
+
+
+def test_session_survives_an_exception(model: Any) -> None:
+    case = by_name("greedy_photo")
+    stack = model.model.language_model
+
+    def fail(*_: Any) -> None:
+        raise Interrupted
+
+    with torch.no_grad(), erase.prune(model, config()) as session:
+        wanted = case.call(model, case.build())
+        handle = stack.layers[BASE_CONFIG["late_layer"] + 1].register_forward_pre_hook(fail)
+        with pytest.raises(Interrupted):
+            case.call(model, case.build())
+        handle.remove()
+        assert (session.prefills_seen, session.prefills_pruned) == (2, 1)
+        again = case.call(model, case.build())
+        assert (session.prefills_seen, session.prefills_pruned) == (3, 2)
+    for a, b in zip(again.logits, wanted.logits, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_two_models_share_the_registry(model: Any) -> None:
+    """The registry entry stays until the last session is closed; each model prunes for itself."""
+    other = build_model("qwen2_vl")
+    before = snapshot(other)
+    first, second = erase.prune(model, config()), erase.prune(other, config(keep_ratio=0.5))
+    model.generate(**prompt().inputs, **GREEDY)
+    first.remove()
+    other.generate(**prompt().inputs, **GREEDY)
+    assert len(first.reports) == len(second.reports) == 1
+    assert len(second.report.rows[0].kept) == 15
+    second.remove()
+    first.remove()  # safe to repeat
+    assert snapshot(other) == before
