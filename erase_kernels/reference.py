@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -108,7 +109,8 @@ def complexity_plan(
         values = entropy[start:end]
         if start < end:
             place = order_keys(values).sort(stable=True).indices[(end - start - 1) // 2]
-            medians[image] = torch.where(values[place] == 0, 0.0, values[place])
+            median = float(values[place])
+            medians[image] = math.nan if math.isnan(median) else median + 0.0  # -0 becomes +0
         above = medians[image] > thresholds
         if bool(above.any()):
             levels[image] = above.to(torch.int64).argmax()  # the first maximum

@@ -84,7 +84,8 @@ def _compact(
 ) -> Tensor | None:
     if backend == "reference":
         if block_table is None:
-            return reference.compact_kv(tensors, keep, counts)
+            reference.compact_kv(tensors, keep, counts)
+            return None
         return reference.compact_kv_paged(tensors, keep, counts, block_table)
     if block_table is None:
         torch.ops.erase_kernels.compact_kv_native(tensors, keep, counts)

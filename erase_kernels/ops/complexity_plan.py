@@ -16,7 +16,7 @@ class ComplexityPlan(NamedTuple):
 
     median: Tensor  # f32 [I], nats
     level: Tensor  # i32 [I], 0 = most complex
-    count: Tensor  # i32 [I], tokens to keep
+    count: Tensor  # type: ignore[assignment]  # i32 [I], tokens to keep; hides tuple.count
 
 
 def complexity_plan(

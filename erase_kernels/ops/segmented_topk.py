@@ -57,7 +57,7 @@ def segmented_topk(
     check_vector(offsets, "offsets", torch.int32, (None,), device, minimum=1)
     check_vector(counts, "counts", torch.int32, (offsets.shape[0] - 1,), device)
     check_int(capacity, "capacity", 0)
-    operands = [x.contiguous() for x in (score.detach(), offsets, counts)]
+    operands = (score.detach().contiguous(), offsets.contiguous(), counts.contiguous(), capacity)
     if _backends.choose("segmented_topk", device, backend) == "reference":
-        return SegmentedTopK(*reference.segmented_topk(*operands, capacity))
-    return SegmentedTopK(*torch.ops.erase_kernels.segmented_topk_native(*operands, capacity))
+        return SegmentedTopK(*reference.segmented_topk(*operands))
+    return SegmentedTopK(*torch.ops.erase_kernels.segmented_topk_native(*operands))
