@@ -187,7 +187,7 @@ def direct_labels(model: Any, prompts: list[Prompt]) -> Outcome:
     labels = _labels(prompts[0], model.config.image_token_id)
     result = model(**prompts[0].inputs, labels=labels)
     out.add(result.logits, list(range(prompts[0].length)))
-    out.loss = result.loss
+    out.loss, out.cache = result.loss, result.past_key_values
     return out
 
 
@@ -195,6 +195,7 @@ def keep_last_logits(model: Any, prompts: list[Prompt]) -> Outcome:
     out = Outcome()
     result = model(**prompts[0].inputs, logits_to_keep=3)
     out.add(result.logits, list(range(prompts[0].length - 3, prompts[0].length)))
+    out.cache = result.past_key_values
     return out
 
 
@@ -203,4 +204,5 @@ def keep_chosen_logits(model: Any, prompts: list[Prompt]) -> Outcome:
     chosen = [1, 4, prompts[0].length - 7, prompts[0].length - 1]
     result = model(**prompts[0].inputs, logits_to_keep=torch.tensor(chosen))
     out.add(result.logits, chosen)
+    out.cache = result.past_key_values
     return out

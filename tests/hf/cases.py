@@ -38,7 +38,7 @@ BASE_CONFIG: dict[str, Any] = {
 """The thresholds put the test pictures into different levels: noise 0, photos 1, pages 3."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One call style.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 import erase
+from erase_kernels.testing import record_ops
 from tests.hf.cases import Case, Outcome
 from tests.models import TEXT_LAYERS, shared_model
 from tests.oracle import Oracle
@@ -35,6 +37,7 @@ class Pruned:
     reports: list[Any]
     seen: int
     pruned: int
+    ops: set[str]
 
 
 def snapshot(model: Any) -> dict[str, Any]:
@@ -53,6 +56,7 @@ def snapshot(model: Any) -> dict[str, Any]:
     return {"modules": modules, "registry": registry, "shared": shared, "type": type(model)}
 
 
+@functools.cache
 def run_stock(case: Case, family: str, attention: str = "sdpa") -> Outcome:
     with torch.no_grad():
         return case.call(shared_model(family, attention), case.build())
@@ -64,10 +68,18 @@ def run_pruned(case: Case, family: str, attention: str = "sdpa", **overrides: An
     before = snapshot(model)
     config = erase.EraseConfig(**case.settings(**overrides))
     processor = chat_processor(case.do_normalize)
-    with torch.no_grad(), erase.prune(model, config, processor=processor) as session:
+    session = erase.prune(model, config, processor=processor)
+    with torch.no_grad(), session, record_ops() as ops:
         outcome = case.call(model, case.build())
     assert snapshot(model) == before, "the session left something behind"
-    return Pruned(outcome, list(session.reports), session.prefills_seen, session.prefills_pruned)
+    seen, pruned = session.prefills_seen, session.prefills_pruned
+    return Pruned(outcome, list(session.reports), seen, pruned, erase_ops(ops))
+
+
+def erase_ops(names: list[str]) -> set[str]:
+    """Operators of ``erase_kernels`` among the dispatched ones, without their namespace."""
+    prefix = "erase_kernels::"
+    return {name.split(".")[0].removeprefix(prefix) for name in names if name.startswith(prefix)}
 
 
 def oracle_images(prompts: list[Prompt]) -> list[np.ndarray]:
@@ -83,6 +95,7 @@ def oracle_images(prompts: list[Prompt]) -> list[np.ndarray]:
     return images
 
 
+@functools.cache
 def run_oracle(case: Case, family: str, **overrides: Any) -> tuple[Outcome, Oracle]:
     model = shared_model(family, "eager")
     config = erase.EraseConfig(**case.settings(**overrides))
@@ -127,13 +140,19 @@ def _assert_row(got: Any, row: Any) -> None:
 
 
 def _assert_backends(report: Any, turn: Turn) -> None:
-    expected = set(STAGE1_OPS)
-    if any(row.layer is not None for row in turn.rows):
-        expected |= STAGE2_OPS
-    if any(len(row.kept) < len(row.visual) for row in turn.rows):
-        expected.add("compact_rows")
-    assert expected <= set(report.backends)
+    assert set(report.backends) == expected_ops([turn], kv=bool(report.kv_lengths))
     assert set(report.backends.values()) == {"native"}
+
+
+def expected_ops(turns: list[Turn], kv: bool) -> set[str]:
+    """Operators that these prefills need: nothing missing, nothing called in vain."""
+    rows = [row for turn in turns for row in turn.rows]
+    expected = set(STAGE1_OPS)
+    if any(len(row.kept) < len(row.visual) for row in rows):
+        expected.add("compact_rows")
+    if any(row.layer is not None for row in rows):
+        expected |= STAGE2_OPS | ({"compact_kv_"} if kv else set())
+    return expected
 
 
 def _assert_kv_lengths(report: Any, turn: Turn) -> None:
@@ -164,7 +183,10 @@ def assert_cache(got: Outcome, oracle: Oracle) -> None:
     if got.cache is None:
         return
     longest = int(oracle.kept_columns.sum(1).max())
-    first_turn_padding = oracle.batch > 1 and len(oracle.turns) + oracle.other_prefills > 1
+    prefills = len(oracle.turns) + oracle.other_prefills
+    if prefills == 1:
+        assert longest == max(oracle.turns[0].valid_after) + got.generated
+    first_turn_padding = oracle.batch > 1 and prefills > 1
     for layer in got.cache.layers:
         assert layer.keys.shape == layer.values.shape
         if not first_turn_padding:  # slots of shorter rows stay empty between the turns

@@ -10,6 +10,7 @@ from tests.hf.common import (
     assert_outcomes,
     assert_reports,
     differs_clearly,
+    expected_ops,
     run_oracle,
     run_pruned,
     run_stock,
@@ -24,6 +25,8 @@ def check(case: Case, family: str, attention: str, query: str) -> None:
     got = run_pruned(case, family, attention, query=query)
     assert_reports(got.reports, oracle.turns, kv=got.outcome.cache is not None)
     assert_outcomes(got.outcome, want, oracle)
+    ran = expected_ops(oracle.turns, kv=got.outcome.cache is not None)
+    assert got.ops == {f"{op}_native".replace("__", "_") for op in ran}
     assert_cache(got.outcome, oracle)
     assert got.pruned == len(oracle.turns)
     assert got.seen == got.pruned

@@ -93,9 +93,9 @@ def test_square_masks_are_seen() -> None:
     """The watch does see them: a padded batch needs real masks."""
     model, case = shared_model("qwen2_5_vl"), by_name("ragged_batch")
     config = erase.EraseConfig(**case.settings())
-    with torch.no_grad(), erase.prune(model, config, processor=chat_processor()) as session:
-        with Watch(square_from=1) as watch:
-            model(**case.build()[0].inputs)
+    session = erase.prune(model, config, processor=chat_processor())
+    with torch.no_grad(), session, Watch(square_from=1) as watch:
+        model(**case.build()[0].inputs)
     widths = {max(row) for row in zip(*session.report.kv_lengths, strict=True)}
     assert any(call.mask is not None and call.mask[-1] in widths for call in watch.attention)
     assert any(shape[-1] in widths and shape[-2] in widths for _, shape in watch.square)
