@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate

@@ -12,6 +12,7 @@ from erase.hf import cache as kv
 from erase.hf.gather import take
 from erase.hf.masks import past_validity, slot_mask
 from erase.hf.planning import plan_images
+from erase.hf.refusals import check_encoded
 from erase.hf.reporting import build_report
 from erase.hf.scoring import RowScores, Scored, score_rows
 from erase.hf.signals import APPROXIMATE_KEY, entropies_in
@@ -43,6 +44,7 @@ class Prefill:
 
     def receive(self, encoder_output: Any) -> None:
         """Entropies of this prefill's images."""
+        check_encoded(encoder_output)
         self.entropies = entropies_in(encoder_output)
         self.approximate = bool(encoder_output.get(APPROXIMATE_KEY, False))
 
@@ -55,10 +57,7 @@ class Prefill:
         kv.check_cache(cache)
         _check_mask(mask)
         if self.entropies is None:
-            raise ValueError(
-                "mm_encoder_outputs: image embeddings came without their pixels, so there are no "
-                "entropies to prune by; pass pixel_values, or encode them inside the session"
-            )
+            raise RuntimeError("stage 1: the images were never encoded through get_image_features")
         self.batch, self.length = embeds.shape[:2]
         self.device, self.dtype = embeds.device, embeds.dtype
         self.past, self.logical_past = kv.physical_length(cache), kv.logical_length(cache)

@@ -8,6 +8,7 @@ import torch
 
 from erase.hf.architecture import Architecture
 from erase.hf.cache import CACHE_REFUSALS, check_cache, physical_length
+from erase.hf.signals import entropies_in
 
 IMAGE_TOKEN_TYPE = 1
 """Value of ``mm_token_type_ids`` at image tokens."""
@@ -35,6 +36,23 @@ def check_generate(model: Any, kwargs: dict[str, Any]) -> None:
         reason = CACHE_REFUSALS.get(implementation, "only the default dynamic cache is supported")
         raise ValueError(f"cache_implementation: {implementation!r} is not supported: {reason}")
     check_cache(kwargs.get("past_key_values"))
+    encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+    if encoded is not None:
+        check_encoded(encoded)
+
+
+def check_encoded(encoder_output: Any) -> None:
+    """ValueError where encoded images carry no entropies."""
+    if entropies_in(encoder_output) is None:
+        raise ValueError(
+            "mm_encoder_outputs: image embeddings came without their pixels, so there are no "
+            "entropies to prune by; pass pixel_values, or encode them inside the session"
+        )
+
+
+def refuse_continuous_batching(*args: Any, **kwargs: Any) -> Any:
+    """Stands in for ``init_continuous_batching``, on which ``generate_batch`` is built."""
+    raise ValueError(f"continuous batching is not supported: {CACHE_REFUSALS['paged']}")
 
 
 def check_images_have_pixels(architecture: Architecture, call: dict[str, Any]) -> None:

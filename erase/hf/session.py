@@ -21,7 +21,11 @@ from erase.hf.current import current_prefill, set_current_prefill
 from erase.hf.decoding import continue_decoding
 from erase.hf.pixels import layout_for
 from erase.hf.prefill import Prefill
-from erase.hf.refusals import check_generate, check_images_have_pixels
+from erase.hf.refusals import (
+    check_generate,
+    check_images_have_pixels,
+    refuse_continuous_batching,
+)
 from erase.hf.reporting import note_first_decode
 from erase.hf.signals import with_entropies
 from erase.methods import Method
@@ -101,6 +105,7 @@ class Session:
         self._set(base, "get_image_features", with_entropies(base.get_image_features, layout))
         if hasattr(architecture.model, "generate"):
             self._set(architecture.model, "generate", self._checked(architecture.model.generate))
+            self._set(architecture.model, "init_continuous_batching", refuse_continuous_batching)
         handles = [
             base.register_forward_pre_hook(self._open, with_kwargs=True),
             base.register_forward_hook(self._close, with_kwargs=True, always_call=True),
