@@ -60,7 +60,8 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         torch_root, cmake = find_torch(), find_tool("cmake")
-        assert torch_root and cmake, "checked by why_not_native"
+        if torch_root is None or cmake is None:
+            raise RuntimeError("torch or cmake vanished during the build")
         key = hashlib.sha256(f"{torch_root}|{os.environ.get('CXX')}".encode()).hexdigest()[:12]
         build = ROOT / "build" / f"native-{key}"
         fingerprint = runpy.run_path(str(ROOT / "erase_kernels" / "_source_hash.py"))["source_hash"]
@@ -96,9 +97,7 @@ if reason and os.environ.get(SWITCH) == "1":
     raise SystemExit(f"{SWITCH}=1, but the native library cannot be built: {reason}")
 
 setup(
-    ext_modules=[]
-    if reason
-    else [Extension("erase_kernels._C", sources=[], py_limited_api=True)],
+    ext_modules=[] if reason else [Extension("erase_kernels._C", sources=[], py_limited_api=True)],
     cmdclass={"build_ext": CMakeBuild, "build_py": BuildPython},
     options={} if reason else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -43,10 +43,10 @@ def _load() -> NativeStatus:
         return NativeStatus(False, reason=f"{LIBRARY.name} is not installed: {note}")
     built = embedded_hash(LIBRARY) or ""
     root = PACKAGE.parent
-    if (root / "csrc").is_dir() and (root / "CMakeLists.txt").is_file():
-        if built != source_hash(root):
-            reason = f"{LIBRARY.name} was not built from the present csrc/: {REBUILD_HINT}"
-            return NativeStatus(False, stale=True, reason=reason, build_hash=built)
+    beside_sources = (root / "csrc").is_dir() and (root / "CMakeLists.txt").is_file()
+    if beside_sources and built != source_hash(root):
+        reason = f"{LIBRARY.name} was not built from the present csrc/: {REBUILD_HINT}"
+        return NativeStatus(False, stale=True, reason=reason, build_hash=built)
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:  # wrong architecture, libc or torch: the package works without

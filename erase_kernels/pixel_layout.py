@@ -207,9 +207,13 @@ class PixelLayout:
         """
         cells = self.cells(pixel_values)
         outer = pixel_values.numel() // self.cell_strides[0]
-        strided = pixel_values.detach().contiguous().as_strided(
-            (outer, *self.cell_sizes, self.channels, *self.pixel_sizes),
-            (*self.cell_strides, self.channel_stride, *self.pixel_strides),
+        strided = (
+            pixel_values.detach()
+            .contiguous()
+            .as_strided(
+                (outer, *self.cell_sizes, self.channels, *self.pixel_sizes),
+                (*self.cell_strides, self.channel_stride, *self.pixel_strides),
+            )
         )
         values = strided.reshape(cells, self.channels, self.cell_pixels).to(torch.float32)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=values.device)[:, None]
@@ -220,11 +224,9 @@ class PixelLayout:
         return level.to(torch.uint8)
 
     def _cell_reach(self) -> int:
-        inner = zip((*self.cell_sizes, *self.pixel_sizes, self.channels), self._inner_strides())
-        return 1 + sum((size - 1) * stride for size, stride in inner)
-
-    def _inner_strides(self) -> tuple[int, ...]:
-        return (*self.cell_strides[1:], *self.pixel_strides, self.channel_stride)
+        sizes = (*self.cell_sizes, *self.pixel_sizes, self.channels)
+        strides = (*self.cell_strides[1:], *self.pixel_strides, self.channel_stride)
+        return 1 + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True))
 
 
 def _require_integers(distance: Tensor, tolerance: float) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from erase_kernels import _backends, _numerics, reference
-from erase_kernels._checks import check, check_int, check_tensor
+from erase_kernels._checks import check, check_int, check_tensor, refuse
 
 
 def patch_entropy(
@@ -71,4 +71,5 @@ def _check_image(image: Tensor, patch_size: int) -> None:
     ranks = image.dim() == 2 or (image.dim() == 3 and image.shape[0] in (1, 3))
     check(ranks, "image", "shape [3, H, W], [1, H, W] or [H, W]", shape)
     multiple = image.shape[-2] % patch_size == 0 and image.shape[-1] % patch_size == 0
-    check(multiple, "image", f"H and W to be multiples of patch_size={patch_size}", shape)
+    if not multiple:  # the message is only made when needed: a tracer may hold a symbolic size
+        refuse("image", f"H and W to be multiples of patch_size={patch_size}", shape)
