@@ -62,9 +62,7 @@ def choose(operator: str, device: torch.device, backend: str | None = None) -> s
     if backend is None and device.type == "cpu" and not _native.STATUS.stale:
         _warn_reference(reason)
         return "reference"
-    raise RuntimeError(
-        f"{operator}: backend {wanted} cannot run on {device}; {describe(device)}"
-    )
+    raise RuntimeError(f"{operator}: backend {wanted} cannot run on {device}; {describe(device)}")
 
 
 def _warn_reference(reason: str) -> None:
