@@ -54,13 +54,14 @@ def check_vector(
     tensor = check_tensor(value, argument)
     if tensor.dtype != dtype:
         refuse(argument, f"dtype {dtype}", tensor.dtype, TypeError)
-    fits = tensor.dim() == len(shape) and all(
-        want is None or size == want for size, want in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits or tensor.shape[0] < minimum:
+    actual = tensor.shape
+    fits = len(actual) == len(shape)
+    for size, want in zip(actual, shape, strict=False):
+        fits = fits and (want is None or size == want)
+    if not fits or actual[0] < minimum:
         sizes = ", ".join("any" if size is None else str(size) for size in shape)
         at_least = f" with at least {minimum} entries" if minimum else ""
-        refuse(argument, f"shape [{sizes}]{at_least}", tuple(tensor.shape))
+        refuse(argument, f"shape [{sizes}]{at_least}", tuple(actual))
     if device is not None and tensor.device != device:
         refuse(argument, f"device {device}", tensor.device)
     return tensor

@@ -12,7 +12,7 @@
 #define ERASE_KERNELS_AVX2 "avx2,bmi,bmi2,f16c"
 #define ERASE_KERNELS_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2,f16c"
 
-#define CPU_CLONES __attribute__((target_clones("default", "avx2", "avx512bw")))
+#define CPU_CLONES __attribute__((target_clones("default", "avx2")))
 
 namespace erase_kernels {
 

@@ -23,8 +23,8 @@ float key_value(uint32_t key) {
 
 float lower_median(const float* values, int64_t count, uint32_t* keys) {
   if (count == 0) return 0.0f;
-  for (int64_t i = 0; i < count; ++i) keys[i] = order_key(values[i]);
-  return key_value(select_key(keys, count, (count - 1) / 2).key);
+  make_order_keys(values, count, keys);
+  return key_value(select_key(keys, count, (count - 1) / 2, keys).key);
 }
 
 int32_t complexity_level(float median, const float* thresholds, int64_t count) {

@@ -13,19 +13,21 @@
 namespace erase_kernels {
 namespace {
 
-void topk_segment(const float* scores, int64_t size, int64_t count, uint32_t* keys, int32_t* out) {
+void topk_segment(const float* scores, int64_t size, int64_t count, uint32_t* keys, uint32_t* spare,
+                  int32_t* out) {
   if (count == 0) return;
-  for (int64_t i = 0; i < size; ++i) keys[i] = order_key(scores[i]);
-  const int64_t dropped = size - count;
-  const Selected last = select_key(keys, size, dropped);
-  // Of the sorted keys the places from `dropped` on are kept; keys above `last.key` number `above`.
-  int64_t above = 0;
-  for (int64_t i = 0; i < size; ++i) above += keys[i] > last.key;
-  int64_t ties = count - above;
-  for (int64_t i = 0; i < size; ++i) {
-    const bool tie = keys[i] == last.key && ties > 0;
-    ties -= tie;
-    if (keys[i] > last.key || tie) *out++ = static_cast<int32_t>(i);
+  make_order_keys(scores, size, keys);
+  const Selected last = select_key(keys, size, size - count, spare);
+  int64_t ties = last.below + last.equal - (size - count);  // of the last key, kept from the left
+  int64_t filled = 0, i = 0;
+  for (; ties > 0; ++i) {
+    out[filled] = static_cast<int32_t>(i);
+    filled += keys[i] >= last.key;
+    ties -= keys[i] == last.key;
+  }
+  for (; filled < count; ++i) {
+    out[filled] = static_cast<int32_t>(i);
+    filled += keys[i] > last.key;
   }
 }
 
@@ -55,11 +57,11 @@ std::tuple<Tensor, Tensor> segmented_topk_cpu(const Tensor& score, const Tensor&
   int32_t* ends = out_offsets.mutable_data_ptr<int32_t>();
   ends[0] = 0;
   for (int64_t i = 0; i < segments; ++i) ends[i + 1] = ends[i] + wanted[i];
-  std::vector<uint32_t> keys(score.numel());
+  std::vector<uint32_t> keys(score.numel()), spare(score.numel());
   torch::stable::parallel_for(0, segments, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)
       topk_segment(values + starts[i], starts[i + 1] - starts[i], wanted[i],
-                   keys.data() + starts[i], out + ends[i]);
+                   keys.data() + starts[i], spare.data() + starts[i], out + ends[i]);
   });
   std::fill(out + total, out + capacity, -1);
   return {indices, out_offsets};
