@@ -14,7 +14,11 @@ EARLY_LAYER = {"qwen2_vl": 1, "qwen2_5_vl": 1}
 
 @dataclass(frozen=True)
 class Preset:
-    """Thresholds in nats, ratios as the share of visual tokens that stays, and their source."""
+    """Thresholds in nats, ratios as the share of visual tokens that stays, and their source.
+
+    ``min_pixels``, ``max_pixels``: bounds of the resized image's area. Entropies depend on the
+    resolution, so the thresholds hold only for images resized within them.
+    """
 
     model: str
     model_type: str
@@ -23,10 +27,15 @@ class Preset:
     entropy_thresholds: tuple[float, ...]
     stage1_keep_ratios: tuple[float, ...]
     source: str
-    resolution: str
+    min_pixels: int
+    max_pixels: int
 
 
-_QWEN_RESOLUTION = "min_pixels=1280·28², max_pixels=16384·28² (evaluation settings of the paper)"
+_QWEN_CELL_PIXELS = 28 * 28
+"""Area of a visual token: 2x2 patches of 14 pixels."""
+_QWEN_MIN_PIXELS = 1280 * _QWEN_CELL_PIXELS
+_QWEN_MAX_PIXELS = 16384 * _QWEN_CELL_PIXELS
+"""Bounds of the published evaluation settings; smaller images are scaled up."""
 
 PRESETS: dict[str, Preset] = {
     "Qwen2.5-VL-7B": Preset(
@@ -42,7 +51,8 @@ PRESETS: dict[str, Preset] = {
             0.4033912240039451,
         ),
         source="Table 13, in the full precision of the published launch script",
-        resolution=_QWEN_RESOLUTION,
+        min_pixels=_QWEN_MIN_PIXELS,
+        max_pixels=_QWEN_MAX_PIXELS,
     ),
     "Qwen2.5-VL-3B": Preset(
         model="Qwen/Qwen2.5-VL-3B-Instruct",
@@ -52,7 +62,8 @@ PRESETS: dict[str, Preset] = {
         entropy_thresholds=(2.06, 1.41, 0.89),
         stage1_keep_ratios=(0.8866, 0.8321, 0.4420, 0.3872),
         source="Table 13 as printed (two decimals); keep = 1 - pruned share",
-        resolution=_QWEN_RESOLUTION,
+        min_pixels=_QWEN_MIN_PIXELS,
+        max_pixels=_QWEN_MAX_PIXELS,
     ),
 }
 

@@ -1,0 +1,5 @@
+"""``python -m erase`` is the ``erase`` command."""
+
+from erase.cli import main
+
+main()

@@ -1,0 +1,196 @@
+"""The command line's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from erase.demo.operators import OperatorTime
+from erase.demo.run import DemoResult, Side
+from erase.extras import DISTRIBUTION, EXTRAS, install_command, missing, version
+from erase.inspection import Inspection
+from erase.methods import EraseConfig
+from erase.methods.presets import PRESETS
+from erase_kernels import BackendInfo
+
+NOTHING = "-"
+HASH_SHOWN = 12
+"""Leading hex digits of the build's fingerprint."""
+_MIB = 2**20
+_MILLISECONDS = 1e3
+
+
+def share(part: int, whole: int) -> str:
+    """``part`` with its percentage of ``whole``."""
+    return f"{part} ({part / whole:.1%})" if whole else str(part)
+
+
+def level_text(level: int, method: EraseConfig) -> str:
+    """The level, how many there are, and what it means for the pruning layer."""
+    kind = "complex: late" if level < method.num_complex_levels else "simple: early"
+    return f"{level} of 0..{len(method.entropy_thresholds)} ({kind} layer)"
+
+
+def inspection_table(name: str, preset: str, seen: Inspection) -> Table:
+    """Everything ``erase inspect`` found."""
+    size, method = len(seen.entropy), seen.method
+    rows, columns = seen.grid
+    _, height, width = seen.image.shape
+    ratio = method.stage1_keep_ratios[seen.level]
+    table = _two_columns(f"{name}, as {preset} would see it")
+    table.add_row("resized to", f"{width} x {height} pixels")
+    table.add_row("visual tokens", f"{size} ({columns} x {rows} cells of {seen.cell} pixels)")
+    low, high = float(seen.entropy.min()), float(seen.entropy.max())
+    table.add_row("entropy", f"{low:.3f} to {high:.3f} nats")
+    table.add_row("median entropy", f"{seen.median:.3f} nats")
+    thresholds = " > ".join(f"{value:.3f}" for value in method.entropy_thresholds)
+    table.add_row("thresholds", f"{thresholds} nats")
+    table.add_row("complexity level", level_text(seen.level, method))
+    table.add_row("stage 1 keeps", share(len(seen.kept), size))
+    table.add_row("stage 1 ratio", f"{ratio:.3f} (at least the final {method.keep_ratio})")
+    if seen.final is not None:
+        table.add_row("pruned after layer", f"{seen.layer} (0-based)")
+        table.add_row("finally kept", share(seen.final, size))
+    table.add_row("backends", _backends(seen.backends))
+    return table
+
+
+def info_table(info: BackendInfo, models: Sequence[str]) -> RenderableType:
+    """Versions and backends, then the optional extras."""
+    general = _two_columns(f"{DISTRIBUTION} here")
+    for component, number in info.versions.items():
+        general.add_row(component, number)
+    for component in ("transformers", "typer", "rich"):
+        general.add_row(component, version(component))
+    general.add_row("native library", info.native)
+    if info.native_hash:
+        general.add_row("native build", info.native_hash[:HASH_SHOWN])
+    if info.cpu_clone:
+        general.add_row("CPU instruction set", info.cpu_clone)
+    general.add_row("backend for CPU tensors", info.cpu)
+    general.add_row("backend for CUDA tensors", info.cuda)
+    general.add_row("model types", ", ".join(models))
+    extras = Table(title="Optional extras", title_justify="left")
+    for heading in ("extra", "state"):
+        extras.add_column(heading, overflow="fold")
+    for extra, packages in EXTRAS.items():
+        absent = missing(extra)
+        have = ", ".join(f"{name} {version(name)}" for name in packages if name not in absent)
+        state = f"missing {', '.join(absent)}: {install_command(extra)}" if absent else have
+        extras.add_row(extra, Text(state))
+    return Group(general, extras)
+
+
+def models_table() -> Table:
+    """The published settings that can be named."""
+    table = Table(title="Presets", title_justify="left")
+    for heading in ("preset", "thresholds (nats)", "stage-1 ratios", "layers", "pixels", "source"):
+        table.add_column(heading, overflow="fold")
+    for name, preset in PRESETS.items():
+        method = EraseConfig.for_model(preset.model)
+        table.add_row(
+            name,
+            " ".join(f"{value:.3f}" for value in preset.entropy_thresholds),
+            " ".join(f"{value:.3f}" for value in preset.stage1_keep_ratios),
+            f"{method.early_layer} or {method.late_layer}",
+            f"{preset.min_pixels} to {preset.max_pixels}",
+            preset.source,
+        )
+    return table
+
+
+def demo_tables(result: DemoResult) -> RenderableType:
+    """One picture of the demo: both sides, then the operators."""
+    return Group(_sides_table(result), _operator_table(result.operators))
+
+
+def _sides_table(result: DemoResult) -> Table:
+    row, left, right = result.report.rows[0], result.unpruned, result.pruned
+    image, size = row.images[0], row.visual_tokens
+    _, height, width = result.image.shape
+    tokens = f"{size} visual + {result.prompt_tokens - size} text tokens"
+    title = f"{result.picture.name}: {width} x {height} pixels, {tokens}"
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("")
+    table.add_column("unpruned", overflow="fold", ratio=1)
+    table.add_column("pruned", overflow="fold", ratio=1)
+    table.add_row("prompt", Text(result.picture.question), "the same")
+    table.add_row("median entropy", NOTHING, f"{image.median:.3f} nats")
+    table.add_row("complexity level", NOTHING, level_text(image.level, result.method))
+    table.add_row("visual tokens, stage 1", str(size), share(len(image.kept), size))
+    layer = "stage 2 had nothing to drop" if row.layer is None else f"{row.layer} (0-based)"
+    table.add_row("pruned after layer", NOTHING, layer)
+    table.add_row("visual tokens, final", str(size), share(len(row.kept), size))
+    table.add_row("KV cache, prefill", _mib(left, 0), _mib(right, 0, left))
+    table.add_row("KV cache, first decode", _mib(left, 1), _mib(right, 1, left))
+    runs = len(left.prefills)
+    table.add_row(f"prefill, median of {runs}", _ms(left.prefill), _ms(right.prefill, left.prefill))
+    table.add_row("  vision encoder", _ms(left.vision), _ms(right.vision))
+    table.add_row("  all else", _ms(left.language), _ms(right.language, left.language))
+    table.add_row("generated tokens", _ids(left), _ids(right))
+    table.add_row("generated text", Text(printable(left.text)), Text(printable(right.text)))
+    return table
+
+
+def _operator_table(operators: list[OperatorTime]) -> Table:
+    table = Table(title="operators of this prefill, each timed alone", title_justify="left")
+    table.add_column("operator")
+    table.add_column("backend")
+    table.add_column("on", overflow="fold")
+    table.add_column("ms", justify="right")
+    for entry in operators:
+        milliseconds = f"{entry.seconds * _MILLISECONDS:.3f}"
+        table.add_row(entry.operator, entry.backend, Text(entry.what), milliseconds)
+    return table
+
+
+def demo_notice(model: Any) -> str:
+    """What the demo does not show."""
+    millions = sum(weight.numel() for weight in model.parameters()) / 1e6
+    layers = model.config.text_config.num_hidden_layers
+    where = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "the CPU"
+    return (
+        f"The model has the true architecture of Qwen2.5-VL ({layers} decoder layers) but is tiny "
+        f"({millions:.0f} million parameters) and its weights are random: they make no sense of "
+        "the picture, so neither the words nor the tokens that stage 2 keeps mean anything. "
+        "Stage 1 needs no weights: it keeps what it would keep for a trained model. Times are for "
+        f"this tiny model on this machine ({where}, {torch.get_num_threads()} CPU threads)."
+    )
+
+
+def printable(text: str) -> str:
+    """``text`` with a middle dot for what a terminal would not print, or would obey."""
+    return "".join(char if char.isprintable() else "\N{MIDDLE DOT}" for char in text)
+
+
+def _two_columns(title: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _backends(backends: dict[str, str]) -> str:
+    return ", ".join(f"{operator}: {name}" for operator, name in sorted(backends.items()))
+
+
+def _mib(side: Side, forward: int, base: Side | None = None) -> str:
+    if forward >= len(side.kv_bytes):
+        return NOTHING
+    held = side.kv_bytes[forward]
+    text = f"{held / _MIB:.2f} MiB"
+    return text if base is None else f"{text} ({held / base.kv_bytes[forward]:.1%})"
+
+
+def _ms(seconds: float, base: float | None = None) -> str:
+    text = f"{seconds * _MILLISECONDS:.0f} ms"
+    return text if base is None else f"{text} ({base / seconds:.2f}x faster)"
+
+
+def _ids(side: Side) -> str:
+    return " ".join(str(token) for token in side.tokens)
