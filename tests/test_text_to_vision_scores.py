@@ -150,10 +150,11 @@ def test_keys_no_row_sees_may_hold_anything() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
-def test_scores_that_are_nan_are_refused(value: float, backend: str) -> None:
+def test_scores_that_are_nan_are_refused(value: float, dtype: torch.dtype, backend: str) -> None:
     for name in ("query", "key"):
-        p = make(queries=12, keys=12)
+        p = make(queries=12, keys=12, dtype=dtype)
         getattr(p, name)[0, :, 9] = value
         with pytest.raises(ValueError, match=r"^query, key: expected scores without NaN, got"):
             p.run(backend)
