@@ -71,6 +71,10 @@ class PixelLayout:
         for name in ("shape", "cell_sizes", "pixel_sizes"):
             sizes = getattr(self, name)
             check(all(s >= 1 for s in sizes), name, "sizes of at least 1", sizes)
+        for name in ("cell_strides", "pixel_strides", "channel_stride"):
+            strides = getattr(self, name)
+            at_least = min(strides) if isinstance(strides, tuple) else strides
+            check(at_least >= 0, name, "strides of at least 0", strides)
         reach = self._cell_reach()
         check(
             reach <= self.cell_strides[0],
