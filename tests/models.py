@@ -124,7 +124,9 @@ def build_model(family: str, attention: str = "sdpa", seed: int = 7, **text_over
     return model.requires_grad_(False)
 
 
-@functools.cache
+_cached_model = functools.cache(build_model)
+
+
 def shared_model(family: str, attention: str = "sdpa"):
     """One model per family and attention for the whole run; tests leave it as they found it."""
-    return build_model(family, attention)
+    return _cached_model(family, attention)

@@ -178,9 +178,9 @@ class Oracle:
         rows = self._now.rows
         if rows is None or not any(row.wanted_layer == index for row in rows):
             return
-        weights = output[1].double()  # [B, H, S, past + S]
+        weights = output[1].detach().double()  # [B, H, S, past + S]
         if self.config.query == "released":
-            weights = self._released_weights(module, kwargs)
+            weights = self._released_weights(module, kwargs).detach()
         for b, row in enumerate(rows):
             if row.wanted_layer == index:
                 self._finish_row(index, row, weights[b].mean(0))

@@ -174,7 +174,7 @@ def direct_loop_without_mask(model: Any, prompts: list[Prompt]) -> Outcome:
     return out
 
 
-def _labels(prompt: Prompt, image_token: int) -> torch.Tensor:
+def text_labels(prompt: Prompt, image_token: int) -> torch.Tensor:
     """Text only, without padding and without tokens predicted from padding or from an image."""
     ids = prompt.inputs["input_ids"]
     no_text = (ids == image_token) | (prompt.inputs["attention_mask"] == 0)
@@ -184,7 +184,7 @@ def _labels(prompt: Prompt, image_token: int) -> torch.Tensor:
 
 def direct_labels(model: Any, prompts: list[Prompt]) -> Outcome:
     out = Outcome()
-    labels = _labels(prompts[0], model.config.image_token_id)
+    labels = text_labels(prompts[0], model.config.image_token_id)
     result = model(**prompts[0].inputs, labels=labels)
     out.add(result.logits, list(range(prompts[0].length)))
     out.loss, out.cache = result.loss, result.past_key_values

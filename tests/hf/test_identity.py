@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
 import erase
-from tests.hf.cases import CASES, Case, Outcome, by_name
+from tests.hf.calls import Outcome, direct, direct_loop, greedy
+from tests.hf.cases import CASES, Case
 from tests.hf.common import run_pruned, run_stock
 from tests.models import FAMILIES, shared_model
-from tests.prompts import chat_processor
+from tests.prompts import Prompt, Video, chat_processor, encode, noise
 
 
 def assert_same_bits(got: Outcome, want: Outcome) -> None:
@@ -26,13 +30,18 @@ def assert_same_bits(got: Outcome, want: Outcome) -> None:
             assert torch.equal(a.values, b.values)
 
 
-@pytest.mark.parametrize("force_gathers", [False, True])
+@pytest.mark.parametrize(
+    ("force_gathers", "query"), [(False, "exact"), (True, "exact"), (True, "released")]
+)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_keep_everything(case: Case, family: str, attention: str, force_gathers: bool) -> None:
+def test_keep_everything(
+    case: Case, family: str, attention: str, force_gathers: bool, query: str
+) -> None:
     stock = run_stock(case, family, attention)
-    got = run_pruned(case, family, attention, keep_ratio=1.0, force_gathers=force_gathers)
+    fields = {"keep_ratio": 1.0, "force_gathers": force_gathers, "query": query}
+    got = run_pruned(case, family, attention, **fields)
     assert_same_bits(got.outcome, stock)
     # Not vacuous: the session saw the images, planned, and kept every token.
     assert len(got.reports) == len(case.layers)
@@ -62,15 +71,23 @@ def test_after_remove(case: Case, family: str) -> None:
     assert_same_bits(run_stock(case, family), stock)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_text_only_is_untouched(family: str) -> None:
-    from tests.prompts import encode
+def _text_only() -> list[Prompt]:
+    return [encode([["Hello."], ["Who speaks at the end?"]])]
 
-    case = Case(
-        "text", lambda: [encode([["Hello."], ["Who speaks?"]])], by_name("greedy_photo").call, ()
-    )
+
+def _video_only() -> list[Prompt]:
+    frames = np.stack([noise(2, 3, seed) for seed in range(4)])
+    return [encode([["Look: ", Video(frames), " Summarise the video."]])]
+
+
+@pytest.mark.parametrize("build", [_text_only, _video_only])
+@pytest.mark.parametrize("call", [greedy, direct, direct_loop])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_images_nothing_changes(family: str, call: Callable, build: Callable) -> None:
+    case = Case("no_images", build, call, ())
     stock = run_stock(case, family)
     got = run_pruned(case, family)
     assert_same_bits(got.outcome, stock)
     assert got.reports == []
     assert (got.seen, got.pruned) == (0, 0)
+    assert got.ops == set()

@@ -55,3 +55,12 @@ def test_pipeline(family: str, attention: str) -> None:
     assert all(a != b for a, b in zip(got, stock, strict=True))
     assert_reports(list(session.reports), oracle.turns, kv=True)
     assert run(family, attention) == stock
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keep_everything(family: str) -> None:
+    stock = run(family, "sdpa")
+    config = erase.EraseConfig(**{**BASE_CONFIG, "keep_ratio": 1.0, "force_gathers": True})
+    with erase.prune(shared_model(family), config, chat_processor()) as session:
+        assert run(family, "sdpa") == stock
+    assert session.prefills_pruned == len(PICTURES)
