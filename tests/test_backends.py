@@ -46,7 +46,7 @@ def test_the_reference_runs_when_asked_for() -> None:
 
 def test_without_the_library_the_reference_runs_and_warns_once(status) -> None:
     status(ABSENT)
-    with pytest.warns(RuntimeWarning, match="slow reference .* no C\\+\\+ compiler"):
+    with pytest.warns(RuntimeWarning, match=r"slow reference .* no C\+\+ compiler"):
         assert choose_backend("patch_entropy", CPU) == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -56,7 +56,7 @@ def test_without_the_library_the_reference_runs_and_warns_once(status) -> None:
 
 def test_native_where_it_is_absent_is_an_error(status) -> None:
     status(ABSENT)
-    with pytest.raises(RuntimeError, match="native cannot run on cpu.*reference \\(available\\)"):
+    with pytest.raises(RuntimeError, match=r"native cannot run on cpu.*reference \(available\)"):
         patch_entropy(make_image(28, 28), 28, backend="native")
 
 
@@ -70,7 +70,7 @@ def test_a_stale_library_is_an_error(status) -> None:
 
 
 def test_no_silent_fallback_on_cuda() -> None:
-    with pytest.raises(RuntimeError, match="native \\(the native library has no cuda kernels\\)"):
+    with pytest.raises(RuntimeError, match=r"native \(the native library has no cuda kernels\)"):
         choose_backend("patch_entropy", CUDA)
     assert choose_backend("patch_entropy", CUDA, "reference") == "reference"
 

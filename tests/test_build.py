@@ -136,7 +136,7 @@ def run_info(root: Path) -> dict[str, str]:
         check=True,
     )
     rows = [re.split(r"\s{2,}", line, maxsplit=1) for line in done.stdout.splitlines()]
-    return {name: value for name, value in rows}
+    return dict(rows)
 
 
 def test_torch_is_at_least_the_declared_version() -> None:

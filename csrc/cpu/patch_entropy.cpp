@@ -92,8 +92,9 @@ Tensor patch_entropy_cpu(std::vector<Tensor> images, int64_t patch_size, Tensor 
   torch::stable::parallel_for(0, strips, 1, [&](int64_t begin, int64_t end) {
     std::vector<uint8_t> buffer;
     for (int64_t strip = begin; strip < end; ++strip) {
-      const auto next = std::upper_bound(list.begin(), list.end(), strip,
-                                         [](int64_t s, const Image& i) { return s < i.first_strip; });
+      const auto next =
+          std::upper_bound(list.begin(), list.end(), strip,
+                           [](int64_t s, const Image& i) { return s < i.first_strip; });
       const Image& image = *(next - 1);
       const int64_t local = strip - image.first_strip;
       strip_entropies(image, local, patch_size, entries, buffer,

@@ -19,9 +19,9 @@ struct Geometry {
   int64_t pixel_strides[3];
   int channels;
   int64_t channel_stride;
-  bool adjacent;          // columns of neighbouring cells continue each other
-  int64_t read_ahead;     // from a row to the one worth prefetching
-  const void* end;        // of the tensor
+  bool adjacent;       // columns of neighbouring cells continue each other
+  int64_t read_ahead;  // from a row to the one worth prefetching
+  const void* end;     // of the tensor
 };
 
 void join_rows(Geometry& g) {
@@ -57,8 +57,8 @@ Geometry make_geometry(const Tensor& pixel_values, const std::vector<int64_t>& c
   std::copy(pixel_strides.begin(), pixel_strides.end(), g.pixel_strides);
   g.channels = static_cast<int>(channels);
   g.channel_stride = channel_stride;
-  g.adjacent = g.segments == 1 && g.inner > 1 &&
-               g.cell_strides[2] == g.columns * g.pixel_strides[2];
+  g.adjacent =
+      g.segments == 1 && g.inner > 1 && g.cell_strides[2] == g.columns * g.pixel_strides[2];
   if (!g.adjacent) join_rows(g);
   // Where cells are apart, the same row of the next cell comes soon enough.
   g.read_ahead = g.adjacent    ? kPrefetchRows * g.pixel_strides[1]
@@ -104,8 +104,8 @@ bool run_entropies(const Geometry& g, const T* start, GrayFunction<T> to_gray,
   for (int64_t first = 0; first < g.inner; first += shape.cells) {
     const int64_t cells = std::min(shape.cells, g.inner - first);
     const auto fill = [&](int64_t row, uint8_t* gray) {
-      const T* base = start + first * g.cell_strides[2] +
-                      row / g.rows * g.pixel_strides[0] + row % g.rows * g.pixel_strides[1];
+      const T* base = start + first * g.cell_strides[2] + row / g.rows * g.pixel_strides[0] +
+                      row % g.rows * g.pixel_strides[1];
       PixelRow<T> pixels{{base, base, base}, g.channels, g.pixel_strides[2]};
       for (int c = 1; c < g.channels; ++c) pixels.channel[c] = base + c * g.channel_stride;
       prefetch_row(g, pixels, cells * g.columns);
@@ -162,8 +162,9 @@ Tensor patch_entropy_from_pixels_cpu(Tensor pixel_values, Tensor table,
   check_dtype(table, ScalarType::Long, "table", "int64");
   check_contiguous(table, "table");
   const PixelStatistics statistics = make_statistics(mean, std, scale, tolerance);
-  const Geometry g = make_geometry(pixel_values, cell_sizes, cell_strides, pixel_sizes,
-                                   pixel_strides, channel_stride, static_cast<int64_t>(mean.size()));
+  const Geometry g =
+      make_geometry(pixel_values, cell_sizes, cell_strides, pixel_sizes, pixel_strides,
+                    channel_stride, static_cast<int64_t>(mean.size()));
   check_reach(g);
   check(table.numel() == g.segments * g.rows * g.columns + 1, "table",
         "expected one entry more than a cell has pixels");
@@ -177,19 +178,20 @@ Tensor patch_entropy_from_pixels_cpu(Tensor pixel_values, Tensor table,
   bool integers = true;
   switch (pixel_values.scalar_type()) {
     case ScalarType::Float:
-      integers = all_entropies<float>(g, elements, data, kernels.gray_f32, statistics, entries, out);
+      integers =
+          all_entropies<float>(g, elements, data, kernels.gray_f32, statistics, entries, out);
       break;
     case ScalarType::Half:
       integers = all_entropies<Half>(g, elements, data, kernels.gray_f16, statistics, entries, out);
       break;
     case ScalarType::BFloat16:
-      integers = all_entropies<BFloat16>(g, elements, data, kernels.gray_bf16, statistics, entries, out);
+      integers =
+          all_entropies<BFloat16>(g, elements, data, kernels.gray_bf16, statistics, entries, out);
       break;
     default:
       refuse("pixel_values", "expected float32, float16 or bfloat16");
   }
-  check(integers, "pixel_values",
-        "expected normalised uint8 gray levels (within ", tolerance,
+  check(integers, "pixel_values", "expected normalised uint8 gray levels (within ", tolerance,
         " of an integer after (v*std + mean)*scale), got other values; "
         "check mean, std and scale against the image processor");
   return entropy;

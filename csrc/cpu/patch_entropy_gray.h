@@ -37,7 +37,8 @@ ERASE_KERNELS_INLINE void gray_strided(const PixelRow<uint8_t>& row, int64_t cou
     return;
   }
   for (int64_t i = 0; i < count; ++i) {
-    gray[i] = luma(row.channel[0][i * stride], row.channel[1][i * stride], row.channel[2][i * stride]);
+    gray[i] =
+        luma(row.channel[0][i * stride], row.channel[1][i * stride], row.channel[2][i * stride]);
   }
 }
 
@@ -85,10 +86,10 @@ ERASE_KERNELS_INLINE int32_t magnitude_bits(float value) {
 // Returns the largest distance from an integer, as magnitude_bits.
 template <typename T, int kChannels>
 ERASE_KERNELS_INLINE int32_t levels_from_pixels(const T* __restrict__ red,
-                                                 const T* __restrict__ green,
-                                                 const T* __restrict__ blue, int64_t stride,
-                                                 const PixelStatistics& s, int64_t count,
-                                                 int32_t* __restrict__ levels) {
+                                                const T* __restrict__ green,
+                                                const T* __restrict__ blue, int64_t stride,
+                                                const PixelStatistics& s, int64_t count,
+                                                int32_t* __restrict__ levels) {
   int32_t worst = 0;
   for (int64_t i = 0; i < count; ++i) {
     const T stored[3] = {red[i * stride], green[i * stride], blue[i * stride]};
@@ -99,9 +100,8 @@ ERASE_KERNELS_INLINE int32_t levels_from_pixels(const T* __restrict__ red,
       const int32_t distance = magnitude_bits(exact - level[c]);
       worst = distance > worst ? distance : worst;
     }
-    levels[i] = static_cast<int32_t>(kChannels == 1 ? level[0]
-                                                    : luma_sum(level[0], level[kChannels / 2],
-                                                               level[kChannels - 1]));
+    levels[i] = static_cast<int32_t>(
+        kChannels == 1 ? level[0] : luma_sum(level[0], level[kChannels / 2], level[kChannels - 1]));
   }
   return worst;
 }
@@ -109,8 +109,9 @@ ERASE_KERNELS_INLINE int32_t levels_from_pixels(const T* __restrict__ red,
 constexpr int64_t kChunk = 256;  // pixels
 
 template <typename T, int kChannels, bool kUnitStride>
-ERASE_KERNELS_INLINE bool gray_from_pixels(const PixelRow<T>& row, const PixelStatistics& statistics,
-                                           int64_t count, uint8_t* __restrict__ gray) {
+ERASE_KERNELS_INLINE bool gray_from_pixels(const PixelRow<T>& row,
+                                           const PixelStatistics& statistics, int64_t count,
+                                           uint8_t* __restrict__ gray) {
   const int64_t stride = kUnitStride ? 1 : row.stride;
   const PixelStatistics s = statistics;
   int32_t worst = 0;
@@ -127,8 +128,9 @@ ERASE_KERNELS_INLINE bool gray_from_pixels(const PixelRow<T>& row, const PixelSt
 }
 
 template <typename T>
-ERASE_KERNELS_INLINE bool gray_from_pixels(const PixelRow<T>& row, const PixelStatistics& statistics,
-                                           int64_t count, uint8_t* gray) {
+ERASE_KERNELS_INLINE bool gray_from_pixels(const PixelRow<T>& row,
+                                           const PixelStatistics& statistics, int64_t count,
+                                           uint8_t* gray) {
   if (row.channels == 1) {
     return row.stride == 1 ? gray_from_pixels<T, 1, true>(row, statistics, count, gray)
                            : gray_from_pixels<T, 1, false>(row, statistics, count, gray);

@@ -65,7 +65,8 @@ inline bool fits_one_pass(int64_t rows, int64_t columns) {
   return rows * lane_increments(columns) <= kMaxByte;
 }
 
-// table[0] is 0, and most pictures leave most bins of a cell empty: groups of empty bins are passed.
+// table[0] is 0, and most pictures leave most bins of a cell empty: groups of empty bins are
+// passed.
 ERASE_KERNELS_INLINE int64_t sum_table(const uint16_t* counts, const int64_t* table) {
   constexpr int kGroup = 16;
   constexpr int kChains = 4;  // independent sums, so that additions need not wait for each other

@@ -105,41 +105,41 @@ AVX512 void interleaved_avx512(const PixelRow<uint8_t>& row, int64_t count, uint
 }
 
 // Defines the functions of one instruction set and the table of them.
-#define DEFINE_KERNELS(NAME, TARGET)                                                               \
-  TARGET void gray_##NAME(const PixelRow<uint8_t>& row, int64_t count, uint8_t* gray) {            \
-    const bool color = row.channels == 3;                                                          \
-    if (color && row.stride == 1) {                                                                \
-      planar_##NAME(row, count, gray);                                                             \
-    } else if (color && row.stride == 3 && row.channel[1] == row.channel[0] + 1 &&                 \
-               row.channel[2] == row.channel[0] + 2) {                                             \
-      interleaved_##NAME(row, count, gray);                                                        \
-    } else {                                                                                       \
-      gray_strided(row, count, gray);                                                              \
-    }                                                                                              \
-  }                                                                                                \
-  TARGET bool gray_f32_##NAME(const PixelRow<float>& row, const PixelStatistics& statistics,       \
-                              int64_t count, uint8_t* gray) {                                      \
-    return gray_from_pixels(row, statistics, count, gray);                                         \
-  }                                                                                                \
-  TARGET bool gray_f16_##NAME(const PixelRow<Half>& row, const PixelStatistics& statistics,        \
-                              int64_t count, uint8_t* gray) {                                      \
-    return gray_from_pixels(row, statistics, count, gray);                                         \
-  }                                                                                                \
-  TARGET bool gray_bf16_##NAME(const PixelRow<BFloat16>& row, const PixelStatistics& statistics,   \
-                               int64_t count, uint8_t* gray) {                                     \
-    return gray_from_pixels(row, statistics, count, gray);                                         \
-  }                                                                                                \
-  TARGET void count_##NAME(const uint8_t* gray, int64_t rows, int64_t columns, int64_t stride,     \
-                           uint32_t* counts) {                                                     \
-    count_cell(gray, rows, columns, stride, counts);                                               \
-  }                                                                                                \
-  TARGET int64_t table_sum_##NAME(const uint8_t* gray, int64_t rows, int64_t columns,              \
-                                  int64_t stride, const int64_t* table) {                          \
-    return table_sum_of_cell(gray, rows, columns, stride, table);                                  \
-  }                                                                                                \
-  constexpr PatchEntropyKernels kernels_##NAME = {gray_##NAME,      gray_f32_##NAME,               \
-                                                  gray_f16_##NAME,  gray_bf16_##NAME,              \
-                                                  count_##NAME,     table_sum_##NAME};
+#define DEFINE_KERNELS(NAME, TARGET)                                                             \
+  TARGET void gray_##NAME(const PixelRow<uint8_t>& row, int64_t count, uint8_t* gray) {          \
+    const bool color = row.channels == 3;                                                        \
+    if (color && row.stride == 1) {                                                              \
+      planar_##NAME(row, count, gray);                                                           \
+    } else if (color && row.stride == 3 && row.channel[1] == row.channel[0] + 1 &&               \
+               row.channel[2] == row.channel[0] + 2) {                                           \
+      interleaved_##NAME(row, count, gray);                                                      \
+    } else {                                                                                     \
+      gray_strided(row, count, gray);                                                            \
+    }                                                                                            \
+  }                                                                                              \
+  TARGET bool gray_f32_##NAME(const PixelRow<float>& row, const PixelStatistics& statistics,     \
+                              int64_t count, uint8_t* gray) {                                    \
+    return gray_from_pixels(row, statistics, count, gray);                                       \
+  }                                                                                              \
+  TARGET bool gray_f16_##NAME(const PixelRow<Half>& row, const PixelStatistics& statistics,      \
+                              int64_t count, uint8_t* gray) {                                    \
+    return gray_from_pixels(row, statistics, count, gray);                                       \
+  }                                                                                              \
+  TARGET bool gray_bf16_##NAME(const PixelRow<BFloat16>& row, const PixelStatistics& statistics, \
+                               int64_t count, uint8_t* gray) {                                   \
+    return gray_from_pixels(row, statistics, count, gray);                                       \
+  }                                                                                              \
+  TARGET void count_##NAME(const uint8_t* gray, int64_t rows, int64_t columns, int64_t stride,   \
+                           uint32_t* counts) {                                                   \
+    count_cell(gray, rows, columns, stride, counts);                                             \
+  }                                                                                              \
+  TARGET int64_t table_sum_##NAME(const uint8_t* gray, int64_t rows, int64_t columns,            \
+                                  int64_t stride, const int64_t* table) {                        \
+    return table_sum_of_cell(gray, rows, columns, stride, table);                                \
+  }                                                                                              \
+  constexpr PatchEntropyKernels kernels_##NAME = {gray_##NAME,     gray_f32_##NAME,              \
+                                                  gray_f16_##NAME, gray_bf16_##NAME,             \
+                                                  count_##NAME,    table_sum_##NAME};
 
 DEFINE_KERNELS(baseline, )
 DEFINE_KERNELS(avx2, AVX2)
