@@ -39,25 +39,56 @@ def test_published_floors() -> None:
     assert lowered.tolist() == [37, 61, 74, 93, 111, 122, 148, 186, 215, 222, 233, 244, 253]
 
 
+def fragile_colors() -> np.ndarray:
+    """uint8 [3, n]: every colour whose gray level another order of sums, or an FMA, changes."""
+    found = []
+    for part in np.array_split(all_triples().reshape(3, -1), 16, axis=1):
+        expected = entropy_oracle.luma(*part)
+        weights = np.float32([0.299, 0.587, 0.114])
+        red, green, blue = (w * c.astype(np.float32) for w, c in zip(weights, part, strict=True))
+        wide = np.float64(weights)[:, None] * part  # exact products
+        others = [
+            red + (green + blue),
+            (red + blue) + green,
+            (np.float32(red + wide[1])) + blue,  # fused: the second product is not rounded
+            np.float32((red + green) + wide[2]),
+            wide.sum(0),
+        ]
+        fragile = np.any([np.floor(other) != expected for other in others], axis=0)
+        found.append(part[:, fragile])
+    return np.concatenate(found, axis=1)
+
+
 # Runs in a process of its own, with one instruction set. Each colour is paired with a colour whose
 # gray level is known to be the expected one; the pair's entropy is 0 only if both levels agree.
 LUMA_SCRIPT = """
 import sys, numpy as np, torch, erase_kernels as ek
+from erase_kernels.testing import make_pixel_values
 from tests.entropy_oracle import luma
-from tests.test_luma import all_triples
+from tests.test_luma import all_triples, fragile_colors
 assert ek.backend_info().cpu_clone == sys.argv[1]
 torch.set_num_threads(1)
 image = all_triples().reshape(3, -1)
 expected = luma(*image)
 first = {level: np.flatnonzero(expected == level)[:1] for level in range(256)}
 known = np.concatenate([image[:, first[level]] for level in range(256)], axis=1)
+def paired(colors, levels):
+    rows = np.stack([colors, known[:, levels]], axis=1)
+    return torch.from_numpy(np.repeat(rows, 2, axis=2))  # cells of 2 x 2 pixels
 for start in range(0, image.shape[1], 1 << 20):
     part = slice(start, start + (1 << 20))
-    rows = np.stack([image[:, part], known[:, expected[part]]], axis=1)
-    planar = torch.from_numpy(np.repeat(rows, 2, axis=2))  # cells of 2 x 2 pixels
+    planar = paired(image[:, part], expected[part])
     for tensor in (planar, planar.permute(1, 2, 0).contiguous().permute(2, 0, 1)):
         wrong = ek.patch_entropy(tensor, 2, backend="native").count_nonzero().item()
         assert wrong == 0, (start, tensor.stride(), wrong)
+fragile = fragile_colors()
+assert 1500 < fragile.shape[1] < 50000, fragile.shape
+pairs = paired(fragile, luma(*fragile))
+layout = ek.PixelLayout.tiles(2, 2, pairs.shape[2], (0.5,) * 3, (0.5,) * 3)
+for dtype in (torch.float32, torch.float16):
+    values = make_pixel_values(pairs, layout).to(dtype)
+    wrong = ek.patch_entropy_from_pixels(values, layout, backend="native").count_nonzero().item()
+    assert wrong == 0, (dtype, wrong)
 print("exact")
 """
 

@@ -110,6 +110,45 @@ def test_any_qwen_layout(patch, merge, temporal, rows, columns, dtype, seed) -> 
         assert_matches(native, patch_entropy(image, side))
 
 
+def general_case(sizes: list[int], order: list[int], seed: int) -> tuple[Tensor, PixelLayout]:
+    """Values and layout whose loops (cells j k, pixels s r c, channel) lie in any memory order."""
+    strides, extent = [0] * 6, 1
+    for loop in reversed(order):
+        strides[loop] = extent
+        extent *= sizes[loop]
+    layout = PixelLayout(
+        shape=(extent,),
+        cell_sizes=(sizes[0], sizes[1]),
+        cell_strides=(extent, strides[0], strides[1]),
+        pixel_sizes=(sizes[2], sizes[3], sizes[4]),
+        pixel_strides=(strides[2], strides[3], strides[4]),
+        channels=sizes[5],
+        channel_stride=strides[5],
+        mean=(0.4, 0.5, 0.6)[: sizes[5]],
+        std=(0.3, 0.2, 0.25)[: sizes[5]],
+    )
+    generator = torch.Generator().manual_seed(seed)
+    cells = (2, sizes[0], sizes[1])
+    levels = torch.randint(0, 40, (*cells, *sizes[2:]), generator=generator, dtype=torch.uint8)
+    mean, std = torch.tensor(layout.mean), torch.tensor(layout.std)
+    values = (levels / 255.0 - mean) / std
+    return values.permute(0, *(loop + 1 for loop in order)).reshape(2, extent), layout
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cells=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    pixels=st.tuples(st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 7, 300])),
+    channels=st.sampled_from([1, 3]),
+    order=st.permutations(range(6)),
+    seed=st.integers(0, 2**31),
+)
+def test_any_memory_order(cells, pixels, channels, order, seed) -> None:
+    values, layout = general_case([*cells, *pixels, channels], list(order), seed)
+    native = patch_entropy_from_pixels(values, layout, backend="native")
+    assert_matches(native, patch_entropy_from_pixels(values, layout, backend="reference"))
+
+
 @pytest.mark.parametrize("layout", [QWEN, TILES], ids=["qwen", "tiles"])
 def test_reads_inside_its_bounds(layout: PixelLayout) -> None:
     values = make_pixel_values(make_image(56, 84, kind="noise"), layout)

@@ -31,9 +31,12 @@ def test_tolerance(backend: str, at: int) -> None:
     layout = PixelLayout.qwen(mean=(0.5,) * 3, std=(0.5,) * 3)
     for dtype in EXACT:
         tolerance = INTEGER_TOLERANCE[dtype]
-        patch_entropy_from_pixels(shifted(0.8 * tolerance, dtype, at), layout, backend=backend)
-        with pytest.raises(ValueError, match="pixel_values: expected normalised uint8"):
-            patch_entropy_from_pixels(shifted(1.3 * tolerance, dtype, at), layout, backend=backend)
+        for sign in (1, -1):
+            inside = shifted(0.8 * sign * tolerance, dtype, at)
+            patch_entropy_from_pixels(inside, layout, backend=backend)
+            outside = shifted(1.3 * sign * tolerance, dtype, at)
+            with pytest.raises(ValueError, match="pixel_values: expected normalised uint8"):
+                patch_entropy_from_pixels(outside, layout, backend=backend)
     half = shifted(0.5, torch.bfloat16, at)
     patch_entropy_from_pixels(half, layout, backend=backend)  # bfloat16 cannot tell
 
