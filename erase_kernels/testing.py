@@ -70,6 +70,54 @@ CASES: list[Case] = [
         {"height": 1344, "width": 1792, "layout": "tiles"},
         "twelve 448-pixel tiles of InternVL",
     ),
+    Case(
+        "complexity_plan",
+        "photo_4096",
+        {"images": 1, "cells": 4096, "ratio": 0.15},
+        "the photograph above; 15% kept, as in the paper's main table",
+    ),
+    Case(
+        "complexity_plan",
+        "page_16384",
+        {"images": 1, "cells": 16384, "ratio": 0.15},
+        "the page above",
+    ),
+    Case(
+        "complexity_plan",
+        "eight_1280",
+        {"images": 8, "cells": 1280, "ratio": 0.15},
+        "eight images of the least size of the published evaluation",
+    ),
+    Case(
+        "text_to_vision_scores",
+        "photo_4096",
+        {"heads": 28, "key_heads": 4, "depth": 128, "keys": 4096, "rows": 40},
+        "Qwen2.5-VL-7B, a photograph and a short question",
+    ),
+    Case(
+        "text_to_vision_scores",
+        "page_16384",
+        {"heads": 28, "key_heads": 4, "depth": 128, "keys": 16384, "rows": 40},
+        "Qwen2.5-VL-7B, the page",
+    ),
+    Case(
+        "compact_kv_",
+        "photo_4096",
+        {"layers": 17, "key_heads": 4, "keys": 4096, "depth": 128, "ratio": 0.15},
+        "layers 0 to 16 of Qwen2.5-VL-7B, whose late pruning layer is 16",
+    ),
+    Case(
+        "compact_kv_",
+        "page_16384",
+        {"layers": 17, "key_heads": 4, "keys": 16384, "depth": 128, "ratio": 0.15},
+        "the same for the page",
+    ),
+    Case(
+        "compact_rows",
+        "photo_4096",
+        {"keys": 4096, "hidden": 3584, "depth": 128, "ratio": 0.15},
+        "hidden states and rotary tables of Qwen2.5-VL-7B",
+    ),
 ]
 
 
