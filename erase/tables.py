@@ -189,7 +189,7 @@ def _mib(side: Side, forward: int, base: Side | None = None) -> str:
 
 def _ms(seconds: float, base: float | None = None) -> str:
     text = f"{seconds * _MILLISECONDS:.0f} ms"
-    return text if base is None else f"{text} ({base / seconds:.2f}x faster)"
+    return text if base is None else f"{text} ({base / seconds:.2f}x the speed)"
 
 
 def _ids(side: Side) -> str:

@@ -32,10 +32,12 @@ PANEL_WIDTH = 4.4
 """Inches."""
 MAX_PANEL_HEIGHT = 2 * PANEL_WIDTH
 """Inches; taller images are drawn narrower."""
-TITLE_HEIGHT = 0.65
+TITLE_HEIGHT = 0.5
 """Inches above each row of panels."""
 COLOUR_BAR = (1.02, 0.0, 0.04, 1.0)
 """Left, bottom, width, height as shares of the map's panel."""
+LONGEST_TITLE = 44
+"""Characters that fit above a panel; longer ones lose their middle."""
 DPI = 130
 DEFAULT_FORMAT = "png"
 
@@ -166,7 +168,11 @@ def _show(axis: Any, picture: np.ndarray, title: str, note: str) -> None:
 
 
 def _label(axis: Any, title: str, note: str) -> None:
-    axis.set_title(f"{title}\n{note}" if note else title, fontsize=10)
+    if len(title) > LONGEST_TITLE:
+        half = LONGEST_TITLE // 2
+        title = f"{title[:half]}…{title[-half:]}"
+    # File names may hold dollar signs, which would start a formula.
+    axis.set_title(f"{title}\n{note}" if note else title, fontsize=10, parse_math=False)
     axis.set_xticks([])
     axis.set_yticks([])
 

@@ -252,6 +252,17 @@ def test_an_animation_shows_its_first_frame(here: Path) -> None:
     assert np.asarray(load_image(here / "a.gif")).min() == 255
 
 
+@pytest.mark.parametrize("stem", ["a$b$_{", "[bold]x[red]", "very long name " * 8])
+def test_file_names_are_plain_text(stem: str, here: Path) -> None:
+    name = f"{stem}.png"
+    refused(run("inspect", name), f"cannot read {name}"[:60], "No such file")
+    Image.new("RGB", (56, 56)).save(here / name)
+    result = run("inspect", name)
+    assert result.exit_code == 0, result.output
+    assert f"picture: {stem}_entropy.png" in result.output
+    assert (here / f"{stem}_entropy.png").exists()
+
+
 # -- inspect: refusals -------------------------------------------------------------------------
 
 

@@ -195,6 +195,13 @@ def test_the_model_is_left_as_it_was() -> None:
     assert len(shown.pruned.kv_bytes) == 1  # one token needs no decode step
 
 
+def test_a_busy_machine_times_fewer_prefills(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("erase.demo.run.TIMING_BUDGET", 0.0)
+    settings = DemoSettings(max_new_tokens=1, **(SMALL | {"prefill_runs": 3}))
+    shown = run_picture(model(), builtin_pictures()[1], settings)
+    assert len(shown.unpruned.prefills) == len(shown.pruned.prefills) == 1
+
+
 def test_printable_disarms_control_characters() -> None:
     assert printable("a\x07b\n\x1b[31mc\N{REPLACEMENT CHARACTER}") == (
         "a·b··[31mc\N{REPLACEMENT CHARACTER}"
@@ -238,12 +245,12 @@ def test_demo_prints_both_pictures_and_draws(small: Path) -> None:
 def test_demo_takes_ones_own_picture_without_the_demo_extra(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    builtin_pictures()[0].image.save(small / "mine.jpg")
+    builtin_pictures()[0].image.save(small / "[my $x$].jpg")
     monkeypatch.setitem(sys.modules, "skimage", None)
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    shown = run("--image", "mine.jpg", "--max-new-tokens", 1, "--keep", 1, "--seed", 3)
+    shown = run("--image", "[my $x$].jpg", "--max-new-tokens", 1, "--keep", 1, "--seed", 3)
     assert shown.exit_code == 0, shown.output
-    assert "mine.jpg: " in shown.output
+    assert "[my $x$].jpg: " in shown.output
     assert "stage 2 had nothing to drop" in shown.output
     assert "photograph" not in shown.output
     assert (small / "erase_demo.png").exists()
