@@ -1,0 +1,68 @@
+"""What the README shows is run: its example, its commands, its table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from typer.testing import CliRunner
+
+from erase.cli import app
+from erase.methods import PRESETS
+from erase.methods import erase as erase_method
+from tests.models import build_model
+from tests.prompts import ANSWER, IMAGE_SLOT, SYSTEM, chat_processor, photo
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """Contents of the fenced code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Word for word, with a tiny model of the preset's depth in place of the download."""
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line.strip()]) == 8
+    preset = PRESETS["Qwen2.5-VL-7B"]
+    asked = []
+
+    def model(name: str) -> Any:
+        asked.append(name)
+        return build_model("qwen2_5_vl", num_hidden_layers=preset.num_layers)
+
+    def processor(name: str) -> Any:
+        asked.append(name)
+        return chat_processor()
+
+    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "from_pretrained", model)
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", processor)
+    monkeypatch.setattr(erase_method, "find_preset", lambda _: preset)
+    scope = {
+        "prompt": SYSTEM + IMAGE_SLOT + "What is it?" + ANSWER,
+        "image": Image.fromarray(photo(5, 6)),
+    }
+    exec(example, scope)
+    assert asked == [preset.model, preset.model]
+    report = scope["session"].report
+    assert len(report.rows[0].kept) == int(30 * 0.15)
+    assert str(report) in capsys.readouterr().out
+
+
+def test_commands_exist() -> None:
+    commands = "\n".join(blocks("sh"))
+    targets = set(re.findall(r"^make (\S+)", commands, flags=re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    subcommands = set(re.findall(r"^erase (\S+)", commands, flags=re.MULTILINE))
+    assert {"demo", "inspect", "info"} <= subcommands
+    for name in subcommands:
+        assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0, name
