@@ -21,9 +21,15 @@ from erase import visualize
 from erase.cli import app
 from erase.demo import builtin_pictures
 from erase.extras import EXTRAS
-from erase.inspection import inspect_image, load_image
+from erase.inspection import (
+    cell_side,
+    image_processor,
+    inspect_image,
+    load_image,
+    resize,
+)
 from erase.methods import PRESETS, EraseConfig
-from erase_kernels import _native
+from erase_kernels import PixelLayout, _native, patch_entropy, patch_entropy_from_pixels
 from tests.oracle_choices import choose_image
 from tests.prompts import page, photo
 
@@ -149,6 +155,22 @@ def test_inspection_equals_the_oracle(make: object, preset: str, keep: float) ->
     assert seen.late == (expected.level < 2)
     assert seen.final == min(int(len(seen.entropy) * keep), len(expected.kept))
     assert set(seen.backends.values()) == {"native"}
+
+
+@pytest.mark.parametrize("make", [photo, page])
+def test_resized_image_is_what_the_model_sees(make: object) -> None:
+    """Its entropies equal, bit for bit, those recovered from the normalised pixel values."""
+    processor = image_processor(90 * 28**2, 120 * 28**2)
+    image = Image.fromarray(make(7, 9))
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    layout = PixelLayout.qwen(mean=tuple(processor.image_mean), std=tuple(processor.image_std))
+    resized = resize(image, processor)
+    assert torch.equal(
+        patch_entropy(resized, cell_side(processor)), patch_entropy_from_pixels(pixels, layout)
+    )
+    # Entropies ignore where in a cell a pixel lies, so the picture itself is compared too.
+    flat = np.asarray(image.resize(resized.shape[:0:-1], Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(resized.permute(1, 2, 0).numpy() - flat).max() <= 3
 
 
 def test_inspection_sees_both_kinds_of_images() -> None:

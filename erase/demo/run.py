@@ -198,4 +198,9 @@ def _time_prefill(
         model(**inputs, use_cache=True, logits_to_keep=1)
         synchronize(model.device)
         side.prefills.append(time.perf_counter() - start)
+    if watch.kv_bytes != side.kv_bytes[:1]:
+        raise RuntimeError(
+            f"the timed prefill left {watch.kv_bytes} bytes in the cache, generate() left "
+            f"{side.kv_bytes[:1]}: they did different work"
+        )
     side.visions.extend(watch.vision_seconds)
