@@ -53,7 +53,7 @@ mutants: build
 	$(TEST_ENV) $(BIN)/python tests/mutants/run.py
 
 bench: build
-	$(BIN)/python -m pytest bench -q
+	$(BIN)/python -m bench
 
 lint: build
 	$(BIN)/ruff check .
