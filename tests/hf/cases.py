@@ -143,7 +143,12 @@ CASES: tuple[Case, ...] = (
     Case("turns_ragged", _turns_ragged, turns_whole_ids, ((L, E),)),
     Case("turns_ragged_image", _turns_ragged_image, turns_whole_ids, ((L, E), (E, L))),
     Case("turn_after_text", _turn_after_text, turns_whole_ids, ((L,),)),
-    Case("video_and_image", _one("A: ", _video(), " B: ", photo(4, 5), " C"), greedy, ((L,),)),
+    Case(
+        "videos_and_image",
+        _one("A: ", _video(), " B: ", photo(4, 5), " C: ", _video(4), " Summarise."),
+        greedy,
+        ((L,),),
+    ),
     Case("direct", _one(photo(5, 6), DESCRIBE), direct, ((L,),)),
     Case("direct_batch", _ragged, direct, ((L, E, None, L),)),
     Case("direct_loop", _one(page(6, 7), DESCRIBE), direct_loop, ((E,),)),

@@ -273,6 +273,8 @@ def test_session_survives_an_exception(model: Any) -> None:
     def fail(*_: Any) -> None:
         raise Interrupted
 
+    with torch.no_grad():
+        plain = model(**encode([["Hello there."]]).inputs).logits
     with torch.no_grad(), erase.prune(model, config()) as session:
         wanted = case.call(model, case.build())
         handle = stack.layers[BASE_CONFIG["late_layer"] + 1].register_forward_pre_hook(fail)
@@ -280,6 +282,8 @@ def test_session_survives_an_exception(model: Any) -> None:
             case.call(model, case.build())
         handle.remove()
         assert (session.prefills_seen, session.prefills_pruned) == (2, 1)
+        text = encode([["Hello there."]]).inputs
+        assert torch.equal(model(**text).logits, plain)
         again = case.call(model, case.build())
         assert (session.prefills_seen, session.prefills_pruned) == (3, 2)
     for a, b in zip(again.logits, wanted.logits, strict=True):

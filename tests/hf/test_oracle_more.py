@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import erase
 from tests.hf.calls import Outcome, generate_into, greedy, text_labels
@@ -15,6 +16,8 @@ from tests.models import FAMILIES, build_model, shared_model
 from tests.oracle import Oracle
 from tests.prompts import Prompt, chat_processor, encode, page, photo
 
+HOOKS_OUTSIDE_CHECKPOINT = "__call__" not in vars(GradientCheckpointingLayer)
+"""Older transformers replay a layer's hooks in the backward pass, when the prefill is long over."""
 GRADIENT_TOLERANCE = 1e-4
 """Relative to the largest gradient of a tensor, fp32."""
 
@@ -76,7 +79,7 @@ def test_prompt_lookup(family: str) -> None:
     assert session.prefills_pruned == 1
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True] if HOOKS_OUTSIDE_CHECKPOINT else [False])
 @pytest.mark.parametrize("use_cache", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients(family: str, use_cache: bool, checkpointing: bool) -> None:
