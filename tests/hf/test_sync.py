@@ -41,6 +41,32 @@ def test_decode_steps_read_nothing(case: Case, family: str) -> None:
     assert session.prefills_pruned == 2
 
 
+@pytest.mark.parametrize("with_mask", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_forward_of_a_decode_step_reads_nothing(case: Case, family: str, with_mask: bool) -> None:
+    """Not one read, with the whole mask or without: not even those that a stock forward makes."""
+    model, inputs = shared_model(family), case.build()[0].inputs
+    mask = inputs["attention_mask"]
+    if not with_mask and not bool(mask.all()):
+        del inputs["attention_mask"]  # padding then counts as text, which is no concern here
+    config = erase.EraseConfig(**case.settings())
+    with torch.no_grad(), erase.prune(model, config, processor=chat_processor()):
+        cache = model(**inputs).past_key_values
+        for step in range(1, 3):
+            grown = torch.cat([mask, torch.ones_like(mask[:, :step])], dim=1)
+            position = grown.sum(-1, keepdim=True) - 1 + model.model.rope_deltas
+            with Watch() as watch:
+                model(
+                    input_ids=torch.full_like(mask[:, :1], 300),
+                    attention_mask=grown if with_mask else None,
+                    position_ids=position[None].expand(3, -1, -1),
+                    past_key_values=cache,
+                )
+            assert watch.reads == {}
+            assert len(watch.attention) == TEXT_LAYERS
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_one_read_per_prefill(case: Case, family: str) -> None:
