@@ -64,8 +64,9 @@ def sampled(model: Any, prompts: list[Prompt]) -> Outcome:
 def _joined(prompts: list[Prompt], sequence: torch.Tensor, first: dict, latest: Prompt) -> dict:
     """Inputs of a later turn with the whole conversation in ``input_ids``."""
     ids = torch.cat([sequence, latest.inputs["input_ids"]], dim=1)
-    grown = torch.ones_like(ids[:, first["attention_mask"].shape[1] :])
-    mask = torch.cat([first["attention_mask"], grown], dim=1)
+    own = latest.inputs["attention_mask"]
+    answer = torch.ones_like(ids[:, first["attention_mask"].shape[1] : -own.shape[1]])
+    mask = torch.cat([first["attention_mask"], answer, own], dim=1)
     return {"input_ids": ids, "attention_mask": mask}
 
 

@@ -110,6 +110,31 @@ def _turns_ragged_image() -> list[Prompt]:
     return [first, encode(second, head=NEXT_USER)]
 
 
+def _turns_inner_padding() -> list[Prompt]:
+    first = encode([[photo(5, 6), DESCRIBE], [page(6, 7), "Read the text on the page, please."]])
+    second = [[page(4, 5, seed=2), " And this?"], ["Thank you. Summarise the page in one line."]]
+    return [first, encode(second, head=NEXT_USER)]
+
+
+def _padded_row() -> list[Prompt]:
+    """A single row that is padded on the left."""
+    prompt = encode([[photo(5, 6), DESCRIBE]])
+    for name, value in (("input_ids", 0), ("attention_mask", 0), ("mm_token_type_ids", 0)):
+        prompt.inputs[name] = torch.nn.functional.pad(prompt.inputs[name], (4, 0), value=value)
+    return [prompt]
+
+
+def _right_padded() -> list[Prompt]:
+    """A batch as training pads it."""
+    prompt = _ragged()[0]
+    inputs = prompt.inputs
+    shifts = (inputs["attention_mask"] == 0).sum(1).tolist()
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        rows = zip(inputs[name], shifts, strict=True)
+        inputs[name] = torch.stack([row.roll(-shift) for row, shift in rows])
+    return [prompt]
+
+
 def _turn_after_text() -> list[Prompt]:
     return [encode([["Hello there."]]), _turn(photo(5, 6), DESCRIBE)]
 
@@ -142,6 +167,10 @@ CASES: tuple[Case, ...] = (
     Case("turns_image_new_ids", _turns_image, turns_new_ids, ((L,), (E,))),
     Case("turns_ragged", _turns_ragged, turns_whole_ids, ((L, E),)),
     Case("turns_ragged_image", _turns_ragged_image, turns_whole_ids, ((L, E), (E, L))),
+    Case("turns_inner_padding", _turns_inner_padding, turns_whole_ids, ((L, E), (E, None))),
+    Case("padded_row", _padded_row, greedy, ((L,),)),
+    Case("direct_right_padded", _right_padded, direct, ((L, E, None, L),)),
+    Case("labels_right_padded", _right_padded, direct_labels, ((L, E, None, L),)),
     Case("turn_after_text", _turn_after_text, turns_whole_ids, ((L,),)),
     Case(
         "videos_and_image",

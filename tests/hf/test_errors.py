@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import erase
-from tests.hf.cases import BASE_CONFIG, by_name
+from tests.hf.cases import BASE_CONFIG
 from tests.hf.common import snapshot
 from tests.models import TEXT_LAYERS, build_model, shared_model
 from tests.prompts import Prompt, chat_processor, encode, image_processor, photo
@@ -226,80 +226,3 @@ def test_scores_that_are_nan() -> None:
     with pytest.raises(ValueError, match=r"quer|score"), erase.prune(broken, config()):
         broken.generate(**prompt().inputs, **GREEDY)
     assert snapshot(broken) == before
-
-
-# -- exceptions in the middle --------------------------------------------------------------------
-
-
-class Interrupted(Exception):
-    """Raised by a test inside a forward."""
-
-
-@pytest.mark.parametrize("where", ["vision", "layer", "layer_after_stage2", "decode", "norm"])
-def test_exception_in_the_middle(model: Any, where: str) -> None:
-    stack = model.model.language_model
-    module, call = {
-        "vision": (model.model.visual, 1),
-        "layer": (stack.layers[0], 1),
-        "layer_after_stage2": (stack.layers[BASE_CONFIG["late_layer"] + 1].mlp, 1),
-        "decode": (stack.layers[2], 3),
-        "norm": (stack.norm, 1),
-    }[where]
-    calls = []
-
-    def fail(*_: Any) -> None:
-        calls.append(1)
-        if len(calls) == call:
-            raise Interrupted
-
-    with torch.no_grad():
-        wanted = model.generate(**prompt().inputs, **GREEDY)
-        before = snapshot(model)
-        handle = module.register_forward_pre_hook(fail)
-        try:
-            with pytest.raises(Interrupted), erase.prune(model, config()):
-                model.generate(**prompt().inputs, **GREEDY)
-        finally:
-            handle.remove()
-        assert len(calls) == call
-        assert snapshot(model) == before
-        assert torch.equal(model.generate(**prompt().inputs, **GREEDY), wanted)
-
-
-def test_session_survives_an_exception(model: Any) -> None:
-    case = by_name("greedy_photo")
-    stack = model.model.language_model
-
-    def fail(*_: Any) -> None:
-        raise Interrupted
-
-    with torch.no_grad():
-        plain = model(**encode([["Hello there."]]).inputs).logits
-    with torch.no_grad(), erase.prune(model, config()) as session:
-        wanted = case.call(model, case.build())
-        handle = stack.layers[BASE_CONFIG["late_layer"] + 1].register_forward_pre_hook(fail)
-        with pytest.raises(Interrupted):
-            case.call(model, case.build())
-        handle.remove()
-        assert (session.prefills_seen, session.prefills_pruned) == (2, 1)
-        text = encode([["Hello there."]]).inputs
-        assert torch.equal(model(**text).logits, plain)
-        again = case.call(model, case.build())
-        assert (session.prefills_seen, session.prefills_pruned) == (3, 2)
-    for a, b in zip(again.logits, wanted.logits, strict=True):
-        assert torch.equal(a, b)
-
-
-def test_two_models_share_the_registry(model: Any) -> None:
-    """The registry entry stays until the last session is closed; each model prunes for itself."""
-    other = build_model("qwen2_vl")
-    before = snapshot(other)
-    first, second = erase.prune(model, config()), erase.prune(other, config(keep_ratio=0.5))
-    model.generate(**prompt().inputs, **GREEDY)
-    first.remove()
-    other.generate(**prompt().inputs, **GREEDY)
-    assert len(first.reports) == len(second.reports) == 1
-    assert len(second.report.rows[0].kept) == 15
-    second.remove()
-    first.remove()  # safe to repeat
-    assert snapshot(other) == before

@@ -9,8 +9,10 @@ A mutant is a unified diff under tests/mutants with a header:
 
 Usage: python tests/mutants/run.py [--list] [NAME ...]   (names without .patch; default: all)
 
-The named tests first run unchanged and must pass; then each mutant is applied, the native library
-rebuilt if it touches native sources, and the named tests run: one must fail, or the process crash.
+Tests run in processes forked from this one, which has imported torch and transformers but none of
+the packages under test. The named tests first run unchanged and must pass; then each mutant is
+applied, the native library rebuilt if it touches native sources, and the named tests run: one must
+fail, or the process crash.
 A diff that does not apply, a test that does not exist and a mutant that survives are errors.
 """
 
@@ -18,20 +20,38 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
+import json
 import os
-import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+import traceback
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 TIMEOUT_S = 300  # of one mutant's tests
+POLL_S = 0.02
+INTERNAL_ERROR = 3  # pytest's own status for it
+NATIVE_COST = 2  # a native mutant is rebuilt: about this many times the time of another
+PRELOADED = (
+    "hypothesis",
+    "matplotlib",
+    "numpy",
+    "torch",
+    "transformers",
+    "transformers.models.qwen2_vl.modeling_qwen2_vl",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.pipelines",
+)
 CATCHER = re.compile(r"^Caught by:\s*(.+)$", re.MULTILINE)
 TOUCHED = re.compile(r"^\+\+\+ b/(\S+)", re.MULTILINE)
 NATIVE = ("csrc/", "CMakeLists.txt")
@@ -54,7 +74,7 @@ class Mutant:
 class Verdict:
     """What became of a mutant; ``problem`` is empty if it was caught."""
 
-    mutant: Mutant
+    name: str
     problem: str
     seconds: float
     output: str = ""
@@ -111,88 +131,132 @@ def build(tree: Path) -> None:
     step(tree, sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
 
 
-def run_tests(tree: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["--show-capture=no", "--tb=line", *tests]
-    return subprocess.run(
-        command, cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=TIMEOUT_S
-    )
+def preload() -> None:
+    """Imports what takes long and no mutant changes; every test process is forked from here."""
+    for name in PRELOADED:
+        importlib.import_module(name)
 
 
-def judge(returncode: int) -> str:
+def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[int, str]:
+    """Exit status (negative: killed by that signal) and output of pytest in a forked process."""
+    with tempfile.TemporaryFile("w+") as output:
+        child = os.fork()
+        if child == 0:
+            _pytest_in_child(tree, tests, output.fileno())
+        status = _wait(child)
+        output.seek(0)
+        return status, output.read()
+
+
+def _pytest_in_child(tree: Path, tests: tuple[str, ...], output: int) -> NoReturn:
+    status = INTERNAL_ERROR
+    try:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(tree)
+        os.environ.update(environment(tree))
+        sys.path.insert(0, str(tree))
+        options = ["-q", "-x", "-p", "no:cacheprovider", "--show-capture=no", "--tb=line"]
+        status = int(pytest.main([*options, *tests]))
+        sys.stdout.flush()
+    finally:
+        os._exit(status)  # none of the parent's clean-up belongs to this process
+
+
+def _wait(child: int) -> int:
+    end = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(POLL_S)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise Failure(f"the tests took more than {TIMEOUT_S} s")
+
+
+def judge(status: int) -> str:
     """pytest's exit status, read strictly: 1 is a failed test, a negative one a crash."""
-    if returncode == 0:
+    if status == 0:
         return "survived"
-    return "" if returncode == 1 or returncode < 0 else f"pytest ended with status {returncode}"
+    return "" if status == 1 or status < 0 else f"pytest ended with status {status}"
 
 
 def try_mutant(tree: Path, mutant: Mutant) -> Verdict:
     start = time.monotonic()
+    problem, output = "", ""
     try:
         step(tree, "git", "apply", str(mutant.path))
+        try:
+            if mutant.native:
+                build(tree)
+            status, output = run_tests(tree, mutant.tests)
+            problem = judge(status)
+        finally:
+            step(tree, "git", "apply", "--reverse", str(mutant.path))
     except Failure as failure:
-        return Verdict(mutant, "does not apply", time.monotonic() - start, str(failure))
-    try:
-        if mutant.native:
-            build(tree)
-        done = run_tests(tree, mutant.tests)
-        problem, output = judge(done.returncode), done.stdout + done.stderr
-    except Failure as failure:
-        problem, output = "does not build", str(failure)
-    except subprocess.TimeoutExpired:
-        problem, output = f"its tests took more than {TIMEOUT_S} s", ""
-    finally:
-        step(tree, "git", "apply", "--reverse", str(mutant.path))
-    return Verdict(mutant, problem, time.monotonic() - start, output)
+        problem, output = "error", str(failure)
+    return Verdict(mutant.name, problem, time.monotonic() - start, output)
 
 
-def work(
-    tree: Path, queues: list[queue.SimpleQueue[Mutant]], verdicts: list[Verdict], errors: list[str]
-) -> None:
-    """Tries mutants until the queues are empty; the first queue goes first."""
-    try:
-        for waiting in queues:
-            rebuilt = False
-            while True:
-                try:
-                    mutant = waiting.get_nowait()
-                except queue.Empty:
-                    break
-                verdict = try_mutant(tree, mutant)
-                rebuilt |= mutant.native
-                verdicts.append(verdict)
-                state = verdict.problem.upper() or "caught"
-                print(f"{state:<10} {mutant.name}  ({verdict.seconds:.1f} s)", flush=True)
-            if rebuilt:
-                build(tree)  # later mutants need the unchanged library
-    except Exception as error:
-        errors.append(f"{type(error).__name__}: {error}")
+def report(verdicts: list[Verdict], path: Path) -> None:
+    """Hands a worker's verdicts to the main process."""
+    path.write_text(json.dumps([dataclasses.asdict(verdict) for verdict in verdicts]))
 
 
-def try_all(mutants: list[Mutant], trees: tuple[Path, Path]) -> tuple[list[Verdict], list[str]]:
-    """Two workers: one begins with the native mutants, so that only its copy is ever built."""
-    native: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
-    python: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
-    for mutant in mutants:
-        (native if mutant.native else python).put(mutant)
+def work(tree: Path, mutants: list[Mutant], result: Path) -> None:
+    """One worker: its tests first without a mutant, then with one after the other."""
     verdicts: list[Verdict] = []
-    errors: list[str] = []
-    plans = ((trees[0], [native, python]), (trees[1], [python]))
-    threads = [threading.Thread(target=work, args=(*plan, verdicts, errors)) for plan in plans]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return verdicts, errors
-
-
-def check_unchanged(tree: Path, mutants: list[Mutant]) -> None:
-    """The named tests exist, and pass without any mutant."""
+    copy_tree(tree)
     tests = tuple(sorted({test for mutant in mutants for test in mutant.tests}))
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{done.stdout}{done.stderr}\nthe named tests fail without any mutant")
+    start = time.monotonic()
+    status, output = run_tests(tree, tests) if tests else (0, "")
+    if status:
+        problem = f"its tests end with status {status} without any mutant"
+        verdicts.append(Verdict("(none)", problem, time.monotonic() - start, output))
+        mutants = []
+    unchanged = True  # the library of this copy
+    for mutant in mutants:
+        if not unchanged and not mutant.native:
+            build(tree)
+        unchanged = not mutant.native
+        verdict = try_mutant(tree, mutant)
+        verdicts.append(verdict)
+        state = verdict.problem.upper() or "caught"
+        print(f"{state:<10} {mutant.name}  ({verdict.seconds:.1f} s)", flush=True)
+    report(verdicts, result)
+
+
+def divide(mutants: list[Mutant]) -> list[list[Mutant]]:
+    """Two shares of about the same time; native mutants together, so that one copy is built."""
+    ordered = sorted(mutants, key=lambda m: (not m.native, m.tests))
+    cost = [NATIVE_COST if mutant.native else 1 for mutant in ordered]
+    cut = next((i for i in range(len(cost)) if sum(cost[:i]) >= sum(cost) / 2), len(cost))
+    return [share for share in (ordered[:cut], ordered[cut:]) if share]
+
+
+def try_all(mutants: list[Mutant], scratch: Path) -> list[Verdict]:
+    """Runs both shares at the same time, in forked workers."""
+    children = {}
+    for number, share in enumerate(divide(mutants)):
+        result = scratch / f"{number}.json"
+        child = os.fork()
+        if child == 0:
+            try:
+                work(scratch / str(number), share, result)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children[child] = result
+    verdicts = []
+    for child, result in children.items():
+        _, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status):
+            verdicts.append(Verdict("(worker)", "a worker failed", 0.0))
+        else:
+            verdicts += [Verdict(**entry) for entry in json.loads(result.read_text())]
+    return verdicts
 
 
 def main() -> int:
@@ -210,20 +274,16 @@ def main() -> int:
             print(mutant.name, *mutant.tests)
         return 0
     start = time.monotonic()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded
+    preload()
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
-        trees = (Path(scratch) / "first", Path(scratch) / "second")
-        for tree in trees:
-            copy_tree(tree)
-        check_unchanged(trees[1], mutants)
-        verdicts, errors = try_all(mutants, trees)
+        verdicts = try_all(mutants, Path(scratch))
     bad = [verdict for verdict in verdicts if verdict.problem]
     for verdict in bad:
-        print(f"\n--- {verdict.mutant.name}: {verdict.problem}\n{verdict.output}")
-    for error in errors:
-        print(f"\n--- {error}")
+        print(f"\n--- {verdict.name}: {verdict.problem}\n{verdict.output}")
     caught = len(verdicts) - len(bad)
     print(f"{caught} of {len(mutants)} mutants caught in {time.monotonic() - start:.0f} s")
-    return 0 if mutants and caught == len(mutants) and not errors else 1
+    return 0 if mutants and caught == len(mutants) and not bad else 1
 
 
 if __name__ == "__main__":
