@@ -34,4 +34,11 @@ inline void check_contiguous(const Tensor& tensor, const char* argument) {
   check(tensor.is_contiguous(), argument, "expected a contiguous tensor");
 }
 
+// First entry of a contiguous int32 tensor of indices, counts or offsets.
+inline const int32_t* read_ids(const Tensor& tensor, const char* argument) {
+  check_dtype(tensor, ScalarType::Int, argument, "int32");
+  check_contiguous(tensor, argument);
+  return tensor.const_data_ptr<int32_t>();
+}
+
 }  // namespace erase_kernels

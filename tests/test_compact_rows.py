@@ -61,7 +61,7 @@ def test_rows_of_every_dtype(dtype: torch.dtype, backend: str, poisoned) -> None
 @pytest.mark.parametrize("rows", [255, 256, 257, 700])
 def test_long_lists_and_threads(rows: int, threads) -> None:
     kept = [sorted(torch.randperm(900)[:rows].tolist())]
-    hidden = cache(1, 900, 8)
+    hidden = cache(1, 900, 512)  # from 513 rows on, shared out among the threads
     for result in threads(lambda: compact_rows([hidden], *keep_of(kept, width=rows + 3))[0]):
         assert same_bits(result, expected_of(hidden, kept, rows + 3))
 

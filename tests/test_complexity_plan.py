@@ -110,11 +110,12 @@ def test_any_values_match_the_reference(values: list[list[float]], limits: list[
     assert_same_plan(values, thresholds)
 
 
-def test_strided_operands_and_threads(threads, poisoned) -> None:
-    entropy = torch.rand(9, 4)[:, 1]
+@pytest.mark.parametrize("last", [9, 70_000])  # the second is shared out among the threads
+def test_strided_operands_and_threads(last: int, threads, poisoned) -> None:
+    entropy = torch.rand(last, 4)[:, 1]
     table = table_for(5, 3).t()  # I = 3, m + 1 = 5, not contiguous
     limits = torch.tensor([0.9, 9.0, 0.6, 9.0, 0.3, 9.0, 0.1])[::2]
-    operands = (entropy, i32(0, 3, 3, 9), limits, table)
+    operands = (entropy, i32(0, 3, 3, last), limits, table)
     expected = complexity_plan(*operands, backend="reference")
     for result in threads(lambda: complexity_plan(*operands, backend="native")):
         assert all(same_bits(a, b) for a, b in zip(result, expected, strict=True))

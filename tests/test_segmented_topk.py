@@ -109,9 +109,10 @@ def test_any_problem_follows_the_definition(
     assert_definition(*problem)
 
 
-def test_strided_operands_and_threads(threads, poisoned) -> None:
-    score = torch.randint(9, (300, 2)).float()[:, 1]
-    offsets = i32(0, -7, 100, -7, 100, -7, 300)[::2]
+@pytest.mark.parametrize("last", [300, 70_000])  # the second is shared out among the threads
+def test_strided_operands_and_threads(last: int, threads, poisoned) -> None:
+    score = torch.randint(9, (last, 2)).float()[:, 1]
+    offsets = i32(0, -7, 100, -7, 100, -7, last)[::2]
     operands = (score, offsets, i32(40, 0, 99), 160)
     expected = segmented_topk(*operands, backend="reference")
     for result in threads(lambda: segmented_topk(*operands, backend="native")):

@@ -117,9 +117,12 @@ void check_table(const KeepLists& keep, const Paging& paging, int64_t blocks) {
   }
 }
 
-KeepLists keep_lists(const Tensor& keep, const Tensor& counts) {
-  return {keep.const_data_ptr<int32_t>(), counts.const_data_ptr<int32_t>(), keep.size(0),
-          keep.size(1)};
+// Bytes of all kept slots, the most that can move.
+int64_t kept_bytes(const KeepLists& keep, const std::vector<CacheView>& views) {
+  int64_t slots = 0, slot_bytes = 0;
+  for (int64_t b = 0; b < keep.batch; ++b) slots += keep.counts[b];
+  for (const CacheView& view : views) slot_bytes += view.heads * view.row_bytes;
+  return slots * slot_bytes;
 }
 
 std::vector<std::vector<Run>> runs_of(const KeepLists& keep) {
@@ -132,7 +135,7 @@ std::vector<std::vector<Run>> runs_of(const KeepLists& keep) {
 
 void compact_kv_cpu(const std::vector<Tensor>& tensors, const Tensor& keep, const Tensor& counts) {
   if (tensors.empty()) return;
-  const KeepLists lists = keep_lists(keep, counts);
+  const KeepLists lists = read_keep_lists(keep, counts);
   int64_t length = tensors[0].size(2);
   for (const Tensor& tensor : tensors) length = std::min(length, tensor.size(2));
   check_keep(lists, length);
@@ -144,7 +147,8 @@ void compact_kv_cpu(const std::vector<Tensor>& tensors, const Tensor& keep, cons
     views.push_back(view_of(tensor, 0, 1, 2));
     tasks.ends.push_back(tasks.total() + lists.batch * views.back().heads);
   }
-  torch::stable::parallel_for(0, tasks.total(), 1, [&](int64_t first, int64_t last) {
+  const int64_t grain = tasks_per_thread(tasks.total(), kept_bytes(lists, views));
+  torch::stable::parallel_for(0, tasks.total(), grain, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) {
       const size_t owner = tasks.owner(task);
       const CacheView& view = views[owner];
@@ -160,9 +164,9 @@ void compact_kv_cpu(const std::vector<Tensor>& tensors, const Tensor& keep, cons
 
 Tensor compact_kv_paged_cpu(const std::vector<Tensor>& tensors, const Tensor& keep,
                             const Tensor& counts, const Tensor& block_table) {
-  const KeepLists lists = keep_lists(keep, counts);
+  const KeepLists lists = read_keep_lists(keep, counts);
   const int64_t block_size = tensors.empty() ? 1 : tensors[0].size(1);
-  const Paging paging{block_table.const_data_ptr<int32_t>(), block_table.size(1), block_size};
+  const Paging paging{read_ids(block_table, "block_table"), block_table.size(1), block_size};
   check_keep(lists, paging.width * block_size);
   int64_t blocks = tensors.empty() ? 0 : tensors[0].size(0);
   for (const Tensor& tensor : tensors) blocks = std::min(blocks, tensor.size(0));
@@ -172,7 +176,8 @@ Tensor compact_kv_paged_cpu(const std::vector<Tensor>& tensors, const Tensor& ke
   std::vector<CacheView> views;
   for (const Tensor& tensor : tensors) views.push_back(view_of(tensor, 0, 2, 1));
   const int64_t total = static_cast<int64_t>(views.size()) * lists.batch;
-  torch::stable::parallel_for(0, total, 1, [&](int64_t first, int64_t last) {
+  const int64_t grain = tasks_per_thread(total, kept_bytes(lists, views));
+  torch::stable::parallel_for(0, total, grain, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) {
       const int64_t b = task % lists.batch;
       move_paged(views[static_cast<size_t>(task / lists.batch)], runs[static_cast<size_t>(b)],

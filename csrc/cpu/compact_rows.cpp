@@ -84,7 +84,9 @@ Tensor compact_one(const Tensor& tensor, const KeepLists& keep) {
   const int64_t batch_stride = tensor.size(rank - 3) == 1 ? 0 : tensor.stride(rank - 3) * size;
   const int64_t plane_bytes = keep.width * tensor.size(rank - 1) * size;
   const int64_t chunks = (keep.width + kRowsPerTask - 1) / kRowsPerTask;
-  torch::stable::parallel_for(0, leads * keep.batch * chunks, 1, [&](int64_t first, int64_t last) {
+  const int64_t tasks = leads * keep.batch * chunks;
+  const int64_t grain = tasks_per_thread(tasks, result.numel() * size);
+  torch::stable::parallel_for(0, tasks, grain, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) {
       const int64_t plane = task / chunks, b = plane % keep.batch,
                     start = task % chunks * kRowsPerTask;
@@ -102,8 +104,7 @@ Tensor compact_one(const Tensor& tensor, const KeepLists& keep) {
 
 std::vector<Tensor> compact_rows_cpu(const std::vector<Tensor>& tensors, const Tensor& keep,
                                      const Tensor& counts) {
-  const KeepLists lists{keep.const_data_ptr<int32_t>(), counts.const_data_ptr<int32_t>(),
-                        keep.size(0), keep.size(1)};
+  const KeepLists lists = read_keep_lists(keep, counts);
   for (const Tensor& tensor : tensors) check_keep(lists, tensor.size(tensor.dim() - 2));
   std::vector<Tensor> results;
   for (const Tensor& tensor : tensors) results.push_back(compact_one(tensor, lists));

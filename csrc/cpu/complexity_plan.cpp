@@ -40,9 +40,11 @@ std::tuple<Tensor, Tensor, Tensor> complexity_plan_cpu(const Tensor& entropy, co
                                                        const Tensor& count_table) {
   const int64_t images = offsets.numel() - 1, levels = thresholds.numel();
   const float* values = entropy.const_data_ptr<float>();
-  const int32_t* starts = offsets.const_data_ptr<int32_t>();
+  const int32_t* starts = read_ids(offsets, "offsets");
   const float* limits = thresholds.const_data_ptr<float>();
-  const int32_t* table = count_table.const_data_ptr<int32_t>();
+  const int32_t* table = read_ids(count_table, "count_table");
+  check_contiguous(entropy, "entropy");
+  check_contiguous(thresholds, "thresholds");
   check_offsets("offsets", starts, images, entropy.numel());
   for (int64_t i = 0; i + 1 < levels; ++i)
     if (!(limits[i] > limits[i + 1]))
@@ -56,14 +58,15 @@ std::tuple<Tensor, Tensor, Tensor> complexity_plan_cpu(const Tensor& entropy, co
   int32_t* chosen = level.mutable_data_ptr<int32_t>();
   int32_t* counts = count.mutable_data_ptr<int32_t>();
   std::vector<uint32_t> keys(entropy.numel());
-  torch::stable::parallel_for(0, images, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      medians[i] =
-          lower_median(values + starts[i], starts[i + 1] - starts[i], keys.data() + starts[i]);
-      chosen[i] = complexity_level(medians[i], limits, levels);
-      counts[i] = table[i * (levels + 1) + chosen[i]];
-    }
-  });
+  torch::stable::parallel_for(
+      0, images, segments_per_task(images, entropy.numel()), [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+          medians[i] =
+              lower_median(values + starts[i], starts[i + 1] - starts[i], keys.data() + starts[i]);
+          chosen[i] = complexity_level(medians[i], limits, levels);
+          counts[i] = table[i * (levels + 1) + chosen[i]];
+        }
+      });
   return {median, level, count};
 }
 

@@ -1,6 +1,7 @@
 // Kept slots of every batch row: checks, and their cut into runs of neighbours that move together.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -17,6 +18,10 @@ struct KeepLists {
   const int32_t* row(int64_t b) const { return slots + b * width; }
 };
 
+inline KeepLists read_keep_lists(const Tensor& keep, const Tensor& counts) {
+  return {read_ids(keep, "keep"), read_ids(counts, "counts"), keep.size(0), keep.size(1)};
+}
+
 // counts in [0, width]; slots in [0, length) and strictly ascending, so that no slot moves upwards.
 inline void check_keep(const KeepLists& keep, int64_t length) {
   for (int64_t b = 0; b < keep.batch; ++b) {
@@ -32,6 +37,12 @@ inline void check_keep(const KeepLists& keep, int64_t length) {
                slots[i], " in batch row ", b);
     }
   }
+}
+
+// Tasks a thread takes at once: all of them where waking other threads costs more than it saves.
+inline int64_t tasks_per_thread(int64_t tasks, int64_t bytes) {
+  constexpr int64_t kSerialBytes = 1 << 20;  // copied in about 50 us; a wake-up takes 5 to 10
+  return bytes < kSerialBytes ? std::max<int64_t>(tasks, 1) : 1;
 }
 
 struct Run {

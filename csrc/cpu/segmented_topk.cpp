@@ -37,8 +37,9 @@ std::tuple<Tensor, Tensor> segmented_topk_cpu(const Tensor& score, const Tensor&
                                               const Tensor& counts, int64_t capacity) {
   const int64_t segments = offsets.numel() - 1;
   const float* values = score.const_data_ptr<float>();
-  const int32_t* starts = offsets.const_data_ptr<int32_t>();
-  const int32_t* wanted = counts.const_data_ptr<int32_t>();
+  const int32_t* starts = read_ids(offsets, "offsets");
+  const int32_t* wanted = read_ids(counts, "counts");
+  check_contiguous(score, "score");
   check_offsets("offsets", starts, segments, score.numel());
   int64_t total = 0;
   for (int64_t i = 0; i < segments; ++i) {
@@ -58,11 +59,12 @@ std::tuple<Tensor, Tensor> segmented_topk_cpu(const Tensor& score, const Tensor&
   ends[0] = 0;
   for (int64_t i = 0; i < segments; ++i) ends[i + 1] = ends[i] + wanted[i];
   std::vector<uint32_t> keys(score.numel()), spare(score.numel());
-  torch::stable::parallel_for(0, segments, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i)
-      topk_segment(values + starts[i], starts[i + 1] - starts[i], wanted[i],
-                   keys.data() + starts[i], spare.data() + starts[i], out + ends[i]);
-  });
+  torch::stable::parallel_for(
+      0, segments, segments_per_task(segments, score.numel()), [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i)
+          topk_segment(values + starts[i], starts[i + 1] - starts[i], wanted[i],
+                       keys.data() + starts[i], spare.data() + starts[i], out + ends[i]);
+      });
   std::fill(out + total, out + capacity, -1);
   return {indices, out_offsets};
 }

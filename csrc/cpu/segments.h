@@ -1,6 +1,7 @@
 // Checks of the offset lists that cut a flat tensor into segments.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "checks.h"
@@ -17,6 +18,12 @@ inline void check_offsets(const char* name, const int32_t* offsets, int64_t segm
              offsets[i + 1]);
   if (offsets[segments] != total)
     refuse(name, "expected a last entry of ", total, ", got ", offsets[segments]);
+}
+
+// Segments per task: all of them where waking other threads costs more than they save.
+inline int64_t segments_per_task(int64_t segments, int64_t total) {
+  constexpr int64_t kSerialElements = 1 << 16;  // about 60 us of selection; a wake-up takes 5 to 10
+  return total < kSerialElements ? std::max<int64_t>(segments, 1) : 1;
 }
 
 // Every entry lies in [0, limit).

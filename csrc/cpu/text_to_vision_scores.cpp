@@ -96,11 +96,12 @@ Tensor text_to_vision_scores_cpu(const Tensor& query, const Tensor& key, const T
                                  int64_t query_offset, bool normalize_over_columns, bool per_head) {
   const int64_t batch = query.size(0), heads = query.size(1), length = key.size(2),
                 total = columns.numel();
-  const int32_t* row_ends = row_offsets.const_data_ptr<int32_t>();
-  const int32_t* column_ends = column_offsets.const_data_ptr<int32_t>();
-  const int32_t* row_data = rows.const_data_ptr<int32_t>();
-  const int32_t* column_data = columns.const_data_ptr<int32_t>();
+  const int32_t* row_ends = read_ids(row_offsets, "row_offsets");
+  const int32_t* column_ends = read_ids(column_offsets, "column_offsets");
+  const int32_t* row_data = read_ids(rows, "rows");
+  const int32_t* column_data = read_ids(columns, "columns");
   const bool* mask = key_mask.has_value() ? key_mask->const_data_ptr<bool>() : nullptr;
+  if (mask != nullptr) check_contiguous(*key_mask, "key_mask");
   check_offsets("row_offsets", row_ends, batch, rows.numel());
   check_offsets("column_offsets", column_ends, batch, total);
   check_indices("rows", row_data, rows.numel(), query.size(2));
