@@ -173,16 +173,31 @@ def directory_name(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def write(folder: Path, results: list[Result], facts: dict[str, Any]) -> list[Path]:
-    """Writes operators.json and operators.md; a reader never sees half a file."""
+def write_atomically(folder: Path, texts: dict[str, str]) -> list[Path]:
+    """Writes files into ``folder``; a reader never sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = {"provenance": facts, "results": [dataclasses.asdict(r) for r in results]}
-    texts = {
-        "operators.json": json.dumps(data, indent=1) + "\n",
-        "operators.md": markdown(results, facts),
-    }
     for name, text in texts.items():
         temporary = folder / f".{name}.part"
         temporary.write_text(text)
         os.replace(temporary, folder / name)
     return [folder / name for name in texts]
+
+
+def write(folder: Path, results: list[Result], facts: dict[str, Any]) -> list[Path]:
+    """Writes operators.json and operators.md."""
+    data = {"provenance": facts, "results": [dataclasses.asdict(r) for r in results]}
+    texts = {
+        "operators.json": json.dumps(data, indent=1) + "\n",
+        "operators.md": markdown(results, facts),
+    }
+    return write_atomically(folder, texts)
+
+
+def load_results(path: Path) -> tuple[dict[str, Any], list[Result]]:
+    """Provenance and rows of a file that ``write`` made."""
+    data = json.loads(path.read_text())
+    rows = []
+    for entry in data["results"]:
+        seconds = {name: Timing(**timing) for name, timing in entry.pop("seconds").items()}
+        rows.append(Result(seconds=seconds, **entry))
+    return data["provenance"], rows
