@@ -12,7 +12,7 @@ from erase.hf import cache as kv
 from erase.hf.gather import take
 from erase.hf.masks import past_validity, slot_mask
 from erase.hf.planning import plan_images
-from erase.hf.refusals import check_encoded
+from erase.hf.refusals import check_checkpointing, check_encoded
 from erase.hf.reporting import build_report
 from erase.hf.scoring import RowScores, Scored, score_rows
 from erase.hf.signals import APPROXIMATE_KEY, entropies_in
@@ -56,6 +56,8 @@ class Prefill:
         cache = kwargs.get("past_key_values")
         kv.check_cache(cache)
         _check_mask(mask)
+        if torch.is_grad_enabled():
+            check_checkpointing(self.session.architecture.layers)
         if self.entropies is None:
             raise RuntimeError("stage 1: the images were never encoded through get_image_features")
         self.batch, self.length = embeds.shape[:2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from erase.hf.architecture import Architecture
 from erase.hf.cache import CACHE_REFUSALS, check_cache, physical_length
@@ -53,6 +54,21 @@ def check_encoded(encoder_output: Any) -> None:
 def refuse_continuous_batching(*args: Any, **kwargs: Any) -> Any:
     """Stands in for ``init_continuous_batching``, on which ``generate_batch`` is built."""
     raise ValueError(f"continuous batching is not supported: {CACHE_REFUSALS['paged']}")
+
+
+def check_checkpointing(layers: nn.ModuleList) -> None:
+    """ValueError where the backward pass would replay hooks that belong to the forward pass.
+
+    Older transformers checkpoint a decoder layer's ``__call__``, hooks included; newer ones its
+    ``forward``.
+    """
+    for layer in layers:
+        checkpointed = layer.training and getattr(layer, "gradient_checkpointing", False)
+        if checkpointed and type(layer).__call__ is not nn.Module.__call__:
+            raise ValueError(
+                "model: gradient checkpointing of this transformers version replays hooks in the "
+                "backward pass; upgrade transformers, or disable gradient checkpointing"
+            )
 
 
 def check_images_have_pixels(architecture: Architecture, call: dict[str, Any]) -> None:

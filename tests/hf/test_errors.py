@@ -226,3 +226,16 @@ def test_scores_that_are_nan() -> None:
     with pytest.raises(ValueError, match=r"quer|score"), erase.prune(broken, config()):
         broken.generate(**prompt().inputs, **GREEDY)
     assert snapshot(broken) == before
+
+
+def test_checkpointing_that_replays_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older transformers wrap a layer's ``__call__``, hooks included, in the checkpoint."""
+    training = build_model("qwen2_5_vl").train()
+    layer_class = type(training.model.language_model.layers[0])
+    monkeypatch.setattr(layer_class, "__call__", lambda *args, **kwargs: None, raising=False)
+    for layer in training.model.language_model.layers:
+        layer.gradient_checkpointing = True
+    with erase.prune(training, config()), pytest.raises(ValueError, match="checkpointing"):
+        training(**prompt().inputs)
+    for layer in training.model.language_model.layers:
+        layer.gradient_checkpointing = False
