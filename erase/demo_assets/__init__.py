@@ -1,7 +1,7 @@
 """A small tokenizer and the processor built on it, for the demo and the tests.
 
-The vocabulary is real (byte-level BPE, trained on a page of English, under 1000 tokens) and carries the special
-tokens and the chat format of Qwen2-VL. No weights are stored here.
+The vocabulary is real (byte-level BPE, trained on a page of English, under 1000 tokens) and carries
+the special tokens and the chat format of Qwen2-VL. No weights are stored here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ _HERE = Path(__file__).parent
 class ImageTextProcessor(Qwen2_5_VLProcessor):
     """The stock ``Qwen2_5_VLProcessor`` without its video half.
 
-    transformers builds the video processor only where torchvision is installed and the stock constructor insists
-    on having one; images and text need neither. Everything else is inherited unchanged.
+    transformers builds the video processor only where torchvision is installed and the stock
+    constructor insists on having one; images and text need neither. Everything else is inherited
+    unchanged.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""Build ``tokenizer.json``: a byte-level BPE with the special tokens of Qwen2-VL and under 1000 entries.
+"""Build ``tokenizer.json``: a byte-level BPE with the special tokens of Qwen2-VL, under 1000 entries.
 
-Run ``python erase/demo_assets/build_tokenizer.py``. The result is deterministic: the corpus is the text
-below, the trainer breaks ties by token order, and the special tokens come first in a fixed order.
+Run ``python erase/demo_assets/build_tokenizer.py``. The result is deterministic: the corpus is the
+text below, the trainer breaks ties by token order, and the special tokens come first in a fixed
+order.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ VOCABULARY_SIZE = 768
 """Tokens in all: 8 special, 256 bytes, the rest merges learnt from the corpus."""
 
 TEMPLATE_LINES = ("You are a helpful assistant.", "system", "user", "assistant")
-"""Words of the chat template. Repeated so that each becomes one token, as in the real vocabulary: the
-published code skips the first 15 text tokens, which is exactly this header."""
+"""Words of the chat template. Repeated so that each becomes one token, as in the real vocabulary:
+the published code skips the first 15 text tokens, which is exactly this header."""
 
 TEMPLATE_REPEATS = 200
 
@@ -45,7 +46,7 @@ Look at the chart and say which bar is the tallest. List the objects from left t
 Summarise the video. What happens after the door opens? Who speaks at the end of the video?
 Thank you. Now look at the next image and answer the same question again, please.
 one two three four five six seven eight nine ten zero 0 1 2 3 4 5 6 7 8 9
-"""
+"""  # noqa: E501
 
 
 def build() -> Tokenizer:
