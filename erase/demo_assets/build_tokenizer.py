@@ -1,4 +1,4 @@
-"""Build ``tokenizer.json``: a byte-level BPE with the special tokens of Qwen2-VL, under 1000 entries.
+"""Build ``tokenizer.json``: a byte-level BPE with the special tokens of Qwen2-VL; small.
 
 Run ``python erase/demo_assets/build_tokenizer.py``. The result is deterministic: the corpus is the
 text below, the trainer breaks ties by token order, and the special tokens come first in a fixed
