@@ -70,7 +70,8 @@ def _observing(inner: Callable[..., Any] | None) -> Callable[..., Any]:
 
 def _own_eager(module: nn.Module) -> Callable[..., Any]:
     """The model file's own function: "eager" is not in the registry."""
-    own: Callable[..., Any] = inspect.unwrap(type(module).forward).__globals__[
-        "eager_attention_forward"
-    ]
+    forward: Any = inspect.unwrap(type(module).forward)
+    # A file may bring several, one for its vision tower say: take the one that forward names.
+    named = [n for n in forward.__code__.co_names if n.endswith("eager_attention_forward")]
+    own: Callable[..., Any] = forward.__globals__[named[0] if named else "eager_attention_forward"]
     return own

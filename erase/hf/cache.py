@@ -3,12 +3,13 @@
 After pruning, a cache holds fewer slots (its physical length) than tokens were fed (its logical
 length). generate() slices inputs and continues positions by the logical length; masks are sized by
 the physical one. A cache that was pruned therefore answers ``get_seq_length`` with the logical
-length through a subclass of its own class, and masks ask ``get_query_offset`` and
-``get_mask_sizes``, which stay physical.
+length through a subclass of its own class, and ``get_mask_sizes`` with the physical one, shifted
+so that the last slot is the last token.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import weakref
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class CacheState:
     valid: Tensor | None  # bool [B, width], None: every slot of every row
     width: int  # physical slots right after the last pruned prefill
     evicted: int  # logical minus physical length
+    drafted: int  # last slots of that prefill that assisted generation may take back
+    padded: bool  # padding was dropped, so a mask over prompt tokens does not fit the slots
     report: weakref.ref[PrefillReport]
     session: weakref.ref[Any]
 
@@ -138,18 +141,31 @@ def _pruned_class(base: Any) -> Any:
         def get_seq_length(self, layer_idx: int = 0) -> int:
             return int(super().get_seq_length(layer_idx)) + self._erase.evicted
 
-        def get_query_offset(self, layer_idx: int = 0) -> int:
-            return int(super().get_seq_length(layer_idx))
-
         def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
             session = self._erase.session()
-            if self._erase.valid is not None and (session is None or session.closed):
+            uneven = self._erase.valid is not None or self._erase.padded
+            if uneven and (session is None or session.closed):
                 raise RuntimeError(
-                    "past_key_values: this cache was pruned to a different length in each row; "
-                    "only the session that pruned it knows which slots are empty, and it is closed"
+                    "past_key_values: this cache was pruned by a session that is closed, and only "
+                    "that session knows which of its slots the attention mask means"
                 )
+            # Slots count from the end: the newest one is the newest token of the user's mask.
             kv_length, kv_offset = super().get_mask_sizes(query_length, layer_idx)
-            return kv_length, kv_offset
+            return kv_length, kv_offset + self._erase.evicted
+
+        def crop(self, tokens_to_remove: int) -> None:
+            # Positive is the older meaning: the length to keep.
+            removed = abs(tokens_to_remove)
+            if tokens_to_remove > 0:
+                removed = max(0, self.get_seq_length() - tokens_to_remove)
+            state = self._erase
+            free = physical_length(self) - (state.width - state.drafted)
+            if removed > free:
+                raise ValueError(
+                    f"tokens_to_remove: expected at most {free}, the tokens after the pruned "
+                    f"prompt, got {removed}; within it, slots and tokens no longer match"
+                )
+            super().crop(-removed)
 
         def reset(self) -> None:
             super().reset()
@@ -162,9 +178,11 @@ def _pruned_class(base: Any) -> Any:
             if valid is None:
                 return
             if name == "batch_repeat_interleave":
-                self._erase.valid = valid.repeat_interleave(argument, dim=0)
+                valid = valid.repeat_interleave(argument, dim=0)
             else:
-                self._erase.valid = valid[argument.to(valid.device)]
+                valid = valid[argument.to(valid.device)]
+            # A new state: shallow copies of this cache share the old one.
+            self._erase = dataclasses.replace(self._erase, valid=valid)
 
         def batch_repeat_interleave(self, repeats: int) -> None:
             self._change_rows("batch_repeat_interleave", repeats)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 
 class _Current(threading.local):
     prefill: Prefill | None = None
+    prompt_tokens: int | None = None
 
 
 _current = _Current()
@@ -24,3 +27,24 @@ def current_prefill() -> Prefill | None:
 def set_current_prefill(prefill: Prefill | None) -> None:
     """Open or close the prefill of this thread."""
     _current.prefill = prefill
+
+
+def drafted_tokens(fed: int) -> int:
+    """How many of the ``fed`` tokens are drafts of assisted generation, which may be rejected."""
+    prompt = _current.prompt_tokens
+    return 0 if prompt is None else max(0, fed - prompt)
+
+
+def assisted() -> bool:
+    """Whether this thread is in an assisted generate()."""
+    return _current.prompt_tokens is not None
+
+
+@contextlib.contextmanager
+def assisted_generation(prompt_tokens: int | None) -> Iterator[None]:
+    """Remember the prompt's length while an assisted generate() runs; None: not assisted."""
+    before, _current.prompt_tokens = _current.prompt_tokens, prompt_tokens
+    try:
+        yield
+    finally:
+        _current.prompt_tokens = before

@@ -24,7 +24,7 @@ class PlannedImages:
     row_plans: tuple[RowPlan, ...]
     valid_counts: tuple[int, ...]  # tokens of each row that are not padding
     visual_counts: tuple[int, ...]  # image tokens of each row
-    text_counts: tuple[int, ...]  # valid tokens that are neither image nor video
+    text_counts: tuple[int, ...]  # valid tokens that are neither image nor video nor drafted
     past_counts: tuple[int, ...]  # valid cache slots of each row before this prefill
     selected: SegmentedTopK
 
@@ -66,7 +66,7 @@ def plan_images(
     method: Method,
     entropies: Sequence[Tensor],  # per encoded image, f32 [cells]
     image: Tensor,  # bool [B, S]
-    video: Tensor,  # bool [B, S]
+    text: Tensor,  # bool [B, S], what may score
     valid: Tensor | None,  # bool [B, S]
     past_valid: Tensor | None,  # bool [B, past]
     past: int,
@@ -79,9 +79,10 @@ def plan_images(
     batch, length = image.shape
     encoded = _signals(entropies, range(len(entropies)), image.device)
     draft = method.draft(encoded)
-    counted = [image.sum(1), video.sum(1)]
+    counted = [image.sum(1), text.sum(1)]
     counted.append(_row_counts(valid, batch, length, image.device))
     counted.append(_row_counts(past_valid, batch, past, image.device))
+    counted.append(torch.zeros_like(counted[0]) if valid is None else (image & ~valid).sum(1))
     packed = torch.cat([draft.median.view(torch.int32), draft.level, draft.count]).to(image.device)
     host = torch.cat([packed, *(c.to(torch.int32) for c in counted)])
     values = host.tolist()  # the one device-to-host copy of a prefill
@@ -89,8 +90,9 @@ def plan_images(
     total = len(entropies)
     medians = struct.unpack(f"{total}f", struct.pack(f"{total}i", *values[:total]))
     levels, counts = values[total : 2 * total], values[2 * total : 3 * total]
-    per_row = [values[3 * total + i * batch : 3 * total + (i + 1) * batch] for i in range(4)]
-    visual_counts, video_counts, valid_counts, past_counts = per_row
+    per_row = [values[3 * total + i * batch : 3 * total + (i + 1) * batch] for i in range(5)]
+    visual_counts, text_counts, valid_counts, past_counts, masked_counts = per_row
+    _check_rows(masked_counts)
     owners = _assign_rows(encoded.sizes, visual_counts)
     images = tuple(
         ImagePlan(medians[i], levels[i], counts[i], encoded.sizes[i], row) for i, row in owners
@@ -99,18 +101,18 @@ def plan_images(
     signals = encoded
     if order != list(range(total)):
         signals = _signals(entropies, order, image.device)
-    return PlannedImages(
+    plan = PlannedImages(
         images=images,
         signals=signals,
         row_plans=method.decide(images, batch),
         valid_counts=tuple(valid_counts),
         visual_counts=tuple(visual_counts),
-        text_counts=tuple(
-            n - i - v for n, i, v in zip(valid_counts, visual_counts, video_counts, strict=True)
-        ),
+        text_counts=tuple(text_counts),
         past_counts=tuple(past_counts),
         selected=method.select(signals, [image.count for image in images]),
     )
+    _check_lengths(plan)
+    return plan
 
 
 def _signals(
@@ -125,6 +127,24 @@ def _row_counts(mask: Tensor | None, batch: int, length: int, device: torch.devi
     if mask is None:
         return torch.full((batch,), length, dtype=torch.int32, device=device)
     return mask.sum(1)
+
+
+def _check_rows(masked_counts: Sequence[int]) -> None:
+    for row, count in enumerate(masked_counts):
+        if count:
+            raise ValueError(
+                f"attention_mask: row {row} masks {count} image tokens; mask padding only, and "
+                "leave an image out of the prompt instead"
+            )
+
+
+def _check_lengths(plan: PlannedImages) -> None:
+    for row, entering in enumerate(plan.entering_counts()):
+        if entering - plan.entered[row] + plan.row_plans[row].final < 1:
+            raise ValueError(
+                f"input_ids: row {row} is images only, and none of their tokens would be kept; "
+                "add text, or raise keep_ratio"
+            )
 
 
 def _assign_rows(sizes: Sequence[int], visual: Sequence[int]) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from erase.hf import cache as kv
+from erase.hf.current import drafted_tokens
 from erase.hf.gather import take
 from erase.hf.masks import past_validity, slot_mask
 from erase.hf.planning import plan_images
@@ -75,8 +77,13 @@ class Prefill:
         )
         valid = None if mask is None else mask[:, -self.length :].to(self.device, torch.bool)
         image, video = self._modality_masks()
+        text = ~(image | video) if valid is None else ~(image | video) & valid
+        # Assisted generation appends tokens that it may take back: they must not choose.
+        self.drafted = drafted_tokens(self.logical_past + self.length)
+        text = text.narrow(1, 0, self.length - self.drafted)
+        text = torch.nn.functional.pad(text, (0, self.drafted))
         self.plan = plan_images(
-            self.method, self.entropies, image, video, valid, self.past_valid, self.past
+            self.method, self.entropies, image, text, valid, self.past_valid, self.past
         )
         full = all(count == self.length for count in self.plan.valid_counts)
         self.slots = Slots(
@@ -84,7 +91,7 @@ class Prefill:
             counts=tuple(self.plan.valid_counts),
             valid=None if full else valid,
             visual=image,
-            text=~(image | video) if valid is None else ~(image | video) & valid,
+            text=text,
             positions=None,
         )
         return self._stage1(kwargs)
@@ -150,7 +157,7 @@ class Prefill:
 
     def wants(self, module: nn.Module) -> bool:
         """Whether this attention module is the one to score now."""
-        return module is self._scoring
+        return module is self._scoring and not self.session.closed
 
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, scale: float | None) -> None:
         """Score the layer that just attended; its queries are replaced where the method asks."""
@@ -191,7 +198,8 @@ class Prefill:
         config = self.session.architecture.text_config
         self._overrides = {
             "attention_mask": slot_mask(config, *self._mask_arguments()),
-            "position_embeddings": tuple(embeddings),
+            # Detached: as rows of one gather they would carry the gradient of the hidden states.
+            "position_embeddings": tuple(t.detach() for t in embeddings),
             "position_ids": None,
         }
         kwargs.update(self._overrides)
@@ -209,13 +217,17 @@ class Prefill:
             output.last_hidden_state = self._scatter(hidden)
         report = build_report(self, cache)
         if cache is not None and (self.changed or self.state is not None):
-            self.session.mark(
-                cache,
+            state = kv.CacheState(
                 valid=join_valid(self.past_valid, self.past, self.slots, self.device),
                 width=self.past + self.slots.width,
                 evicted=self.logical_past + self.length - self.past - self.slots.width,
-                report=report,
+                drafted=self.drafted,
+                padded=any(count != self.length for count in self.plan.valid_counts)
+                or (self.state is not None and self.state.padded),
+                report=weakref.ref(report),
+                session=weakref.ref(self.session),
             )
+            kv.mark_pruned(cache, state)
         self.session.file(report)
         return output
 

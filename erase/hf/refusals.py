@@ -9,18 +9,38 @@ from torch import nn
 
 from erase.hf.architecture import Architecture
 from erase.hf.cache import CACHE_REFUSALS, check_cache, physical_length
+from erase.hf.current import assisted
 from erase.hf.signals import entropies_in
 
 IMAGE_TOKEN_TYPE = 1
 """Value of ``mm_token_type_ids`` at image tokens."""
 
 
-def check_generate(model: Any, kwargs: dict[str, Any]) -> None:
-    """ValueError for settings of ``generate`` under which pruning would be wrong or silent."""
-    config = kwargs.get("generation_config") or model.generation_config
+ASSISTED_OPTIONS = (
+    "assistant_model",
+    "prompt_lookup_num_tokens",
+    "assistant_early_exit",
+    "use_mtp",
+)
+"""Settings of ``generate`` under which the first forward holds drafted tokens."""
+
+
+def check_generate(model: Any, kwargs: dict[str, Any]) -> int | None:
+    """Refuse settings of ``generate`` under which pruning would be wrong or silent.
+
+    Returns:
+        The prompt's length where generation is assisted, else None.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    given = kwargs.get("generation_config")
 
     def setting(name: str) -> Any:
-        return kwargs[name] if name in kwargs else getattr(config, name, None)
+        """As generate() merges them: None is filled from the next source."""
+        own = getattr(model.generation_config, name, None)
+        values = (kwargs.get(name), getattr(given, name, None), own)
+        return next((value for value in values if value is not None), None)
 
     if setting("use_cache") is False:
         raise ValueError(
@@ -40,6 +60,12 @@ def check_generate(model: Any, kwargs: dict[str, Any]) -> None:
     encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
     if encoded is not None:
         check_encoded(encoded)
+    if not any(setting(name) for name in ASSISTED_OPTIONS):
+        return None
+    # The mask covers the tokens of a cache too, input_ids need not.
+    names = ("attention_mask", "inputs_embeds", "inputs", "input_ids")
+    prompt = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
+    return None if prompt is None else int(prompt.shape[1])
 
 
 def check_encoded(encoder_output: Any) -> None:
@@ -72,11 +98,25 @@ def check_checkpointing(layers: nn.ModuleList) -> None:
 
 
 def check_images_have_pixels(architecture: Architecture, call: dict[str, Any]) -> None:
-    """ValueError where a prompt has image tokens, but neither pixels nor encoded images came."""
-    ids = call.get("input_ids")
-    if ids is None or ids.shape[1] == 1 or physical_length(call.get("past_key_values")):
+    """ValueError where a prompt has image tokens, but neither pixels nor encoded images came.
+
+    Embeddings that come without token ids and token types cannot be told from text.
+    """
+    ids, kinds, embeds = (
+        call.get(name) for name in ("input_ids", "mm_token_type_ids", "inputs_embeds")
+    )
+    tokens = ids if ids is not None else embeds
+    if tokens is None or tokens.shape[1] == 1:
         return
-    if bool(torch.any(ids == architecture.image_token_id)):
+    if assisted() and physical_length(call.get("past_key_values")):
+        return  # a decode step, which must read nothing on the host
+    if ids is not None:
+        images = torch.eq(ids, architecture.image_token_id)
+    elif kinds is not None:
+        images = torch.eq(kinds[:, -tokens.shape[1] :], IMAGE_TOKEN_TYPE)
+    else:
+        return
+    if bool(images.any()):
         raise ValueError(
             "pixel_values: the prompt has image tokens but no pixels came with it, so it cannot "
             "be pruned; pass pixel_values"

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from erase.hf import cache as kv
 from erase.hf.architecture import inspect_model
 from erase.hf.attention import shadow, unshadow
-from erase.hf.current import current_prefill, set_current_prefill
+from erase.hf.current import assisted_generation, current_prefill, set_current_prefill
 from erase.hf.decoding import continue_decoding
 from erase.hf.pixels import layout_for
 from erase.hf.prefill import Prefill
@@ -82,7 +82,7 @@ class Session:
         self.prefills_seen = 0
         self.prefills_pruned = 0
         self.closed = False
-        self._method = method
+        self._methods: list[tuple[object, Method]] = [(self, method)]
         self._undo = contextlib.ExitStack()
         base = self.architecture.base
         self._signature = inspect.signature(type(base).forward)
@@ -101,37 +101,47 @@ class Session:
         base, stack = architecture.base, architecture.language_model
         name = architecture.text_config._attn_implementation
         shadow(name)
-        self._undo.callback(unshadow, name)
+        # Also when the model is dropped with its session open.
+        self._undo.callback(weakref.finalize(base, unshadow, name))
         self._set(base, "get_image_features", with_entropies(base.get_image_features, layout))
         if hasattr(architecture.model, "generate"):
             self._set(architecture.model, "generate", self._checked(architecture.model.generate))
             self._set(architecture.model, "init_continuous_batching", refuse_continuous_batching)
-        handles = [
-            base.register_forward_pre_hook(self._open, with_kwargs=True),
-            base.register_forward_hook(self._close, with_kwargs=True, always_call=True),
-            stack.register_forward_pre_hook(self._enter, with_kwargs=True),
-            stack.register_forward_hook(self._leave, with_kwargs=True),
-        ]
-        for index, layer in enumerate(architecture.layers):
-            hook = partial(self._before_layer, index)
-            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        for handle in handles:
+        before = {base: self._open, stack: self._enter}
+        before |= {
+            layer: partial(self._before_layer, index)
+            for index, layer in enumerate(architecture.layers)
+        }
+        for module, hook in before.items():
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             self._undo.callback(handle.remove)
+        handle = base.register_forward_hook(self._close, with_kwargs=True, always_call=True)
+        self._undo.callback(handle.remove)
+        self._undo.callback(stack.register_forward_hook(self._leave, with_kwargs=True).remove)
 
     def _set(self, module: Any, name: str, value: Any) -> None:
         """An instance attribute that hides the class's until the session is removed."""
         hidden = module.__dict__.get(name)
         setattr(module, name, value)
-        if hidden is None:
-            self._undo.callback(delattr, module, name)
-        else:
-            self._undo.callback(setattr, module, name, hidden)
+
+        def restore() -> None:
+            if module.__dict__.get(name) is not value:
+                return  # somebody put another one over ours: theirs to undo
+            delattr(module, name)
+            if hidden is not None:
+                setattr(module, name, hidden)
+
+        self._undo.callback(restore)
 
     def _checked(self, generate: Any) -> Any:
+        signature = inspect.signature(generate)
+
         @functools.wraps(generate)
         def checked_generate(*args: Any, **kwargs: Any) -> Any:
-            check_generate(self.architecture.model, kwargs)
-            return generate(*args, **kwargs)
+            call = signature.bind_partial(*args, **kwargs).arguments
+            options = {**call, **call.pop("kwargs", {})}
+            with assisted_generation(check_generate(self.architecture.model, options)):
+                return generate(*args, **kwargs)
 
         return checked_generate
 
@@ -140,9 +150,18 @@ class Session:
         if self.closed:
             return
         self.closed = True
+        if self._current() is not None:
+            set_current_prefill(None)
         with _install_lock:
             self._undo.close()
             _installed.discard(self.architecture.base)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Hooks belong to one model, so neither the session nor a hooked model can be copied."""
+        raise TypeError(
+            "model: it has an open pruning session; remove the session before the model is "
+            "copied or pickled"
+        )
 
     def __enter__(self) -> Session:
         return self
@@ -154,8 +173,8 @@ class Session:
 
     @property
     def method(self) -> Method:
-        """The method in use."""
-        return self._method
+        """The method in use, overrides included."""
+        return self._methods[-1][1]
 
     @property
     def report(self) -> PrefillReport | None:
@@ -164,27 +183,33 @@ class Session:
 
     @contextlib.contextmanager
     def override(self, **fields: Any) -> Iterator[Session]:
-        """Change fields of the method for the requests inside the ``with`` block."""
-        before = self._method
-        changed = before.replace(**fields)
+        """Change fields of the method for the requests that start inside the ``with`` block.
+
+        It holds for every thread, so that a generate() started in a thread of its own (to stream
+        its text) sees it. Blocks may end in any order.
+        """
+        changed = self.method.replace(**fields)
         changed.validate(self.architecture.facts)
-        self._method = changed
+        entry = (object(), changed)
+        self._methods.append(entry)
         try:
             yield self
         finally:
-            self._method = before
+            self._methods.remove(entry)
 
     # -- hooks -----------------------------------------------------------------------------------
 
     def _open(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Vision-language model, before: is this a prefill with new images?"""
+        if self._current() is not None:
+            set_current_prefill(None)  # left by an interrupt, after which torch runs no hook
         call = self._signature.bind(module, *args, **kwargs).arguments
         encoded = (call.get("mm_encoder_outputs") or {}).get("image")
         if encoded is None and call.get("pixel_values") is None:
             check_images_have_pixels(self.architecture, call)
             return
         self.prefills_seen += 1
-        prefill = Prefill(self, self._method, call.get("input_ids"), call.get("inputs_embeds"))
+        prefill = Prefill(self, self.method, call.get("input_ids"), call.get("inputs_embeds"))
         if encoded is not None:
             prefill.receive(encoded)
         set_current_prefill(prefill)
@@ -219,15 +244,6 @@ class Session:
         if state is not None:
             note_first_decode(state.report(), kwargs["past_key_values"])
         return None
-
-    def mark(
-        self, cache: Any, valid: Tensor | None, width: int, evicted: int, report: PrefillReport
-    ) -> None:
-        """Tell a cache what pruning left in it."""
-        kv.mark_pruned(
-            cache,
-            kv.CacheState(valid, width, evicted, weakref.ref(report), weakref.ref(self)),
-        )
 
     def file(self, report: PrefillReport) -> None:
         """Count a pruned prefill and keep its report."""

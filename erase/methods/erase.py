@@ -74,6 +74,7 @@ class EraseConfig:
         object.__setattr__(self, "stage1_keep_ratios", tuple(self.stage1_keep_ratios))
         if self.keep_ratio is not None:
             check_ratio("keep_ratio", self.keep_ratio)
+            object.__setattr__(self, "keep_ratio", float(self.keep_ratio))
         check_descending("entropy_thresholds", self.entropy_thresholds)
         levels = len(self.entropy_thresholds) + 1
         if len(self.stage1_keep_ratios) != levels:
@@ -83,6 +84,9 @@ class EraseConfig:
             )
         for ratio in self.stage1_keep_ratios:
             check_ratio("stage1_keep_ratios", ratio)
+        for name in ("entropy_thresholds", "stage1_keep_ratios"):
+            # Plain floats: counts and JSON must not depend on a number's type.
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         self._check_layers()
         if self.query not in ("exact", "released"):
             raise ValueError(f"query: expected 'exact' or 'released', got {self.query!r}")
