@@ -44,7 +44,8 @@ PixelRow<uint8_t> row_of(const Image& image, int64_t row, int64_t column) {
   return result;
 }
 
-void prefetch_row(const Image& image, int64_t row, int64_t column, int64_t count) {
+ERASE_KERNELS_INLINE void prefetch_row(const Image& image, int64_t row, int64_t column,
+                                       int64_t count) {
   if (row >= image.height) return;
   const PixelRow<uint8_t> pixels = row_of(image, row, column);
   const bool interleaved = image.channel_stride == 1;  // one run of bytes holds every channel

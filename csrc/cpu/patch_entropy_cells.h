@@ -11,8 +11,9 @@ namespace erase_kernels {
 constexpr float kEntropyUnit = 0x1p-40f;  // table entries count units of 2^-40 nats
 
 // Asks for memory that is read a little later: rows of a block are short and far apart, which the
-// processor does not foresee by itself.
-inline void prefetch(const void* start, int64_t bytes) {
+// processor does not foresee by itself. Inlined by force, like its callers: GCC takes a function
+// that only prefetches for one without effect and drops the call.
+ERASE_KERNELS_INLINE void prefetch(const void* start, int64_t bytes) {
   constexpr int64_t kCacheLine = 64;
   const char* byte = static_cast<const char*>(start);
   for (int64_t offset = 0; offset < bytes; offset += kCacheLine) __builtin_prefetch(byte + offset);

@@ -57,8 +57,7 @@ Geometry make_geometry(const Tensor& pixel_values, const std::vector<int64_t>& c
   std::copy(pixel_strides.begin(), pixel_strides.end(), g.pixel_strides);
   g.channels = static_cast<int>(channels);
   g.channel_stride = channel_stride;
-  g.adjacent =
-      g.segments == 1 && g.inner > 1 && g.cell_strides[2] == g.columns * g.pixel_strides[2];
+  g.adjacent = g.inner > 1 && g.cell_strides[2] == g.columns * g.pixel_strides[2];
   if (!g.adjacent) join_rows(g);
   // Where cells are apart, the same row of the next cell comes soon enough.
   g.read_ahead = g.adjacent    ? kPrefetchRows * g.pixel_strides[1]
@@ -84,7 +83,7 @@ template <typename T>
 using GrayFunction = bool (*)(const PixelRow<T>&, const PixelStatistics&, int64_t, uint8_t*);
 
 template <typename T>
-void prefetch_row(const Geometry& g, const PixelRow<T>& row, int64_t count) {
+ERASE_KERNELS_INLINE void prefetch_row(const Geometry& g, const PixelRow<T>& row, int64_t count) {
   const int64_t length = count * row.stride;
   for (int c = 0; c < g.channels; ++c) {
     const T* next = row.channel[c] + g.read_ahead;
