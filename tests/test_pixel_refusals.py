@@ -52,6 +52,17 @@ def test_values_out_of_range(bad: float, dtype: torch.dtype, backend: str) -> No
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("level", [-40, -1, 256, 300])
+@pytest.mark.parametrize("dtype", EXACT)
+def test_integers_that_are_no_levels(level: int, dtype: torch.dtype, backend: str) -> None:
+    layout = PixelLayout.qwen(mean=(0.5,) * 3, std=(0.5,) * 3)
+    values = make_pixel_values(make_image(28, 28), layout)
+    values[1, 3] = (level / 255 - 0.5) / 0.5
+    with pytest.raises(ValueError, match="pixel_values"):
+        patch_entropy_from_pixels(values.to(dtype), layout, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_is_refused(backend: str) -> None:
     """All-zero tiles recover to 255 * mean, which is no integer."""
     with pytest.raises(ValueError, match="check mean, std and scale"):

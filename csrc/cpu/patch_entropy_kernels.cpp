@@ -62,7 +62,7 @@ AVX2 void interleaved_avx2(const PixelRow<uint8_t>& row, int64_t count, uint8_t*
     luma_avx2(_mm256_shuffle_epi8(pixels, red), _mm256_shuffle_epi8(pixels, green),
               _mm256_shuffle_epi8(pixels, blue), gray + i);
   }
-  for (; i < count; ++i) gray[i] = luma(rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2]);
+  gray_strided({{rgb + 3 * i, rgb + 3 * i + 1, rgb + 3 * i + 2}, 3, 3}, count - i, gray + i);
 }
 
 #define AVX512 __attribute__((target(ERASE_KERNELS_AVX512)))
@@ -75,15 +75,19 @@ AVX512_INLINE __m128i luma_avx512(__m512i red, __m512i green, __m512i blue) {
   return _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(_mm512_add_ps(_mm512_add_ps(r, g), b)));
 }
 
+AVX512_INLINE __m512i widen_avx512(const uint8_t* bytes) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+}
+
 AVX512 void planar_avx512(const PixelRow<uint8_t>& row, int64_t count, uint8_t* gray) {
   const uint8_t *red = row.channel[0], *green = row.channel[1], *blue = row.channel[2];
-  for (int64_t i = 0; i < count; i += 16) {
-    const __mmask16 mask = count - i >= 16 ? 0xffff : (1u << (count - i)) - 1;
-    const __m512i r = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, red + i));
-    const __m512i g = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, green + i));
-    const __m512i b = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, blue + i));
-    _mm_mask_storeu_epi8(gray + i, mask, luma_avx512(r, g, b));
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const __m128i level =
+        luma_avx512(widen_avx512(red + i), widen_avx512(green + i), widen_avx512(blue + i));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(gray + i), level);
   }
+  gray_planar(red + i, green + i, blue + i, count - i, gray + i);
 }
 
 AVX512 void interleaved_avx512(const PixelRow<uint8_t>& row, int64_t count, uint8_t* gray) {
@@ -93,15 +97,17 @@ AVX512 void interleaved_avx512(const PixelRow<uint8_t>& row, int64_t count, uint
   const __m512i blue = _mm512_broadcast_i32x4(spread(2));
   // 12 bytes (three words, four pixels) to each 128-bit lane, whose last word is not used.
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12);
-  for (int64_t i = 0; i < count; i += 16) {
-    const int64_t pixels = count - i < 16 ? count - i : 16;
-    const __m512i bytes = _mm512_maskz_loadu_epi8((uint64_t{1} << (3 * pixels)) - 1, rgb + 3 * i);
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    constexpr __mmask64 kBytes = (uint64_t{1} << 48) - 1;
+    const __m512i bytes = _mm512_maskz_loadu_epi8(kBytes, rgb + 3 * i);
     const __m512i words = _mm512_permutexvar_epi32(lanes, bytes);
     const __m128i level =
         luma_avx512(_mm512_shuffle_epi8(words, red), _mm512_shuffle_epi8(words, green),
                     _mm512_shuffle_epi8(words, blue));
-    _mm_mask_storeu_epi8(gray + i, static_cast<__mmask16>((1u << pixels) - 1), level);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(gray + i), level);
   }
+  gray_strided({{rgb + 3 * i, rgb + 3 * i + 1, rgb + 3 * i + 2}, 3, 3}, count - i, gray + i);
 }
 
 // Defines the functions of one instruction set and the table of them.
