@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -122,79 +122,80 @@ def evict(
 def mark_pruned(cache: Any, state: CacheState) -> None:
     """Attach ``state`` and give the cache its logical length."""
     cache._erase = state
-    if not isinstance(cache, _PrunedMarker):
+    if not isinstance(cache, _PrunedCache):
         own: Any = type(cache)
         cache.__class__ = _pruned_class(own)
 
 
-class _PrunedMarker:
-    """Only for isinstance: a subclass made by ``_pruned_class``."""
+_AnyCache: Any = DynamicCache if TYPE_CHECKING else object
+
+
+class _PrunedCache(_AnyCache):
+    """Methods of a pruned cache, in front of those of its own class; rows follow the cache's."""
+
+    _erase: CacheState
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return int(super().get_seq_length(layer_idx)) + self._erase.evicted
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        session = self._erase.session()
+        uneven = self._erase.valid is not None or self._erase.padded
+        if uneven and (session is None or session.closed):
+            raise RuntimeError(
+                "past_key_values: this cache was pruned by a session that is closed, and only "
+                "that session knows which of its slots the attention mask means"
+            )
+        # Slots count from the end: the newest one is the newest token of the user's mask.
+        kv_length, kv_offset = super().get_mask_sizes(query_length, layer_idx)
+        return kv_length, kv_offset + self._erase.evicted
+
+    def crop(self, tokens_to_remove: int) -> None:
+        # Positive is the older meaning: the length to keep.
+        removed = abs(tokens_to_remove)
+        if tokens_to_remove > 0:
+            removed = max(0, self.get_seq_length() - tokens_to_remove)
+        state = self._erase
+        free = physical_length(self) - (state.width - state.drafted)
+        if removed > free:
+            raise ValueError(
+                f"tokens_to_remove: expected at most {free}, the tokens after the pruned "
+                f"prompt, got {removed}; within it, slots and tokens no longer match"
+            )
+        super().crop(-removed)
+
+    def reset(self) -> None:
+        super().reset()
+        del self._erase
+        own: Any = type(self).__bases__[1]
+        self.__class__ = own
+
+    def _change_rows(self, name: str, argument: Any) -> None:
+        getattr(super(), name)(argument)
+        valid = self._erase.valid
+        if valid is None:
+            return
+        if name == "batch_repeat_interleave":
+            valid = valid.repeat_interleave(argument, dim=0)
+        else:
+            valid = valid[argument.to(valid.device)]
+        # A new state: shallow copies of this cache share the old one.
+        self._erase = dataclasses.replace(self._erase, valid=valid)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._change_rows("batch_repeat_interleave", repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._change_rows("batch_select_indices", indices)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._change_rows("reorder_cache", beam_idx)
 
 
 @functools.cache
 def _pruned_class(base: Any) -> Any:
-    """Subclass of ``base`` with a logical length; its rows follow those of the cache."""
-
-    class Pruned(base, _PrunedMarker):
-        _erase: CacheState
-
-        def get_seq_length(self, layer_idx: int = 0) -> int:
-            return int(super().get_seq_length(layer_idx)) + self._erase.evicted
-
-        def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-            session = self._erase.session()
-            uneven = self._erase.valid is not None or self._erase.padded
-            if uneven and (session is None or session.closed):
-                raise RuntimeError(
-                    "past_key_values: this cache was pruned by a session that is closed, and only "
-                    "that session knows which of its slots the attention mask means"
-                )
-            # Slots count from the end: the newest one is the newest token of the user's mask.
-            kv_length, kv_offset = super().get_mask_sizes(query_length, layer_idx)
-            return kv_length, kv_offset + self._erase.evicted
-
-        def crop(self, tokens_to_remove: int) -> None:
-            # Positive is the older meaning: the length to keep.
-            removed = abs(tokens_to_remove)
-            if tokens_to_remove > 0:
-                removed = max(0, self.get_seq_length() - tokens_to_remove)
-            state = self._erase
-            free = physical_length(self) - (state.width - state.drafted)
-            if removed > free:
-                raise ValueError(
-                    f"tokens_to_remove: expected at most {free}, the tokens after the pruned "
-                    f"prompt, got {removed}; within it, slots and tokens no longer match"
-                )
-            super().crop(-removed)
-
-        def reset(self) -> None:
-            super().reset()
-            del self._erase
-            self.__class__ = base
-
-        def _change_rows(self, name: str, argument: Any) -> None:
-            getattr(super(), name)(argument)
-            valid = self._erase.valid
-            if valid is None:
-                return
-            if name == "batch_repeat_interleave":
-                valid = valid.repeat_interleave(argument, dim=0)
-            else:
-                valid = valid[argument.to(valid.device)]
-            # A new state: shallow copies of this cache share the old one.
-            self._erase = dataclasses.replace(self._erase, valid=valid)
-
-        def batch_repeat_interleave(self, repeats: int) -> None:
-            self._change_rows("batch_repeat_interleave", repeats)
-
-        def batch_select_indices(self, indices: Tensor) -> None:
-            self._change_rows("batch_select_indices", indices)
-
-        def reorder_cache(self, beam_idx: Tensor) -> None:
-            self._change_rows("reorder_cache", beam_idx)
-
-    Pruned.__name__ = Pruned.__qualname__ = f"Pruned{base.__name__}"
-    return Pruned
+    """Subclass of the cache class ``base`` with a logical length."""
+    return type(f"Pruned{base.__name__}", (_PrunedCache, base), {})
 
 
 def kv_bytes(cache: Any) -> int:
