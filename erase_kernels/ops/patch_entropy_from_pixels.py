@@ -39,7 +39,7 @@ def patch_entropy_from_pixels(
         RuntimeError: the backend is not available here.
 
     Source:
-        ERASE, section 3.2, applied to the resized image the vision encoder sees.
+        ERASE, section 3.3, applied to the resized image that the vision encoder sees.
     """
     if not isinstance(layout, PixelLayout):
         refuse("layout", "a PixelLayout", type(layout).__name__, TypeError)
