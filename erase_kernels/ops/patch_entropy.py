@@ -41,7 +41,7 @@ def patch_entropy(
         RuntimeError: the backend is not available here.
 
     Source:
-        ERASE, section 3.3 (histogram entropy of image patches); gray levels as in its released code.
+        ERASE, section 3.3 (histogram entropy of image patches); gray levels as in its code.
     """
     check_int(patch_size, "patch_size", 1)
     images = [image] if isinstance(image, Tensor) else _as_list(image)
