@@ -52,7 +52,7 @@ def compact_kv_(
         RuntimeError: the backend is not available here.
 
     Source:
-        ERASE, section 3.3 (pruned tokens leave the caches of the layers that ran).
+        ERASE, section 3.5.1 (pruned tokens leave the caches of the layers that ran).
     """
     items = check_tensors(tensors, "tensors")
     device = items[0].device

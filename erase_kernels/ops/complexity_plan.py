@@ -54,7 +54,7 @@ def complexity_plan(
         RuntimeError: the backend is not available here.
 
     Source:
-        ERASE, section 3.2 (image complexity and its levels).
+        ERASE, sections 3.3 and 3.3.1 (image complexity and its levels).
     """
     device = check_vector(entropy, "entropy", torch.float32).device
     check_vector(offsets, "offsets", torch.int32, (None,), device, minimum=1)

@@ -66,7 +66,7 @@ def text_to_vision_scores(
         RuntimeError: the backend is not available here.
 
     Source:
-        ERASE, section 3.3 (text-guided importance of visual tokens).
+        ERASE, section 3.4 (text-guided importance of visual tokens).
     """
     _check_states(query, key)
     batch, _, length, depth = key.shape

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import erase
+from erase.hf.current import current_prefill
 from tests.hf.cases import BASE_CONFIG, by_name
 from tests.hf.common import snapshot
 from tests.models import build_model, shared_model
@@ -84,6 +85,7 @@ def test_session_survives_an_exception(model: Any) -> None:
         with pytest.raises(Interrupted):
             case.call(model, case.build())
         handle.remove()
+        assert current_prefill() is None  # it would hold the images' tensors
         assert (session.prefills_seen, session.prefills_pruned) == (2, 1)
         text = encode([["Hello there."]]).inputs
         assert torch.equal(model(**text).logits, plain)
