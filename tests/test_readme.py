@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from typer.testing import CliRunner
 
+from bench import readme
 from erase.cli import app
 from erase.methods import PRESETS
 from erase.methods import erase as erase_method
@@ -66,3 +68,13 @@ def test_commands_exist() -> None:
     assert {"demo", "inspect", "info"} <= subcommands
     for name in subcommands:
         assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0, name
+
+
+def test_table_is_the_committed_one() -> None:
+    """Every figure comes from bench/results; ``python -m bench.readme`` writes the table."""
+    folder = ROOT / "bench" / "results" / readme.DEVICE
+    assert readme.table(folder) in README
+    for name in ("operators.json", "prefill.json"):
+        facts = json.loads((folder / name).read_text())["provenance"]
+        assert {"device", "torch", "revision", "command", "date"} <= facts.keys()
+        assert "local changes" not in facts["revision"]
