@@ -54,6 +54,7 @@ mutants: build
 
 bench: build
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.prefill
 
 lint: build
 	$(BIN)/ruff check .
