@@ -214,7 +214,7 @@ class Prefill:
         last = len(self.session.architecture.layers)
         hidden = self._apply_scored(last, hidden, {"past_key_values": cache})
         if self.slots.positions is not None:
-            output.last_hidden_state = self._scatter(hidden)
+            output.last_hidden_state = self._scatter(hidden, self.slots.positions)
         report = build_report(self, cache)
         if cache is not None and (self.changed or self.state is not None):
             state = kv.CacheState(
@@ -231,10 +231,9 @@ class Prefill:
         self.session.file(report)
         return output
 
-    def _scatter(self, hidden: Tensor) -> Tensor:
+    def _scatter(self, hidden: Tensor, target: Tensor) -> Tensor:
         """Rows back at their prompt positions; evicted positions are zero."""
-        target, spare = self.slots.positions, 0
-        assert target is not None
+        spare = 0
         if self.slots.empty is not None:
             # Empty slots go to a spare row that is cut off.
             target, spare = torch.where(self.slots.empty, self.length, target), 1
