@@ -63,8 +63,8 @@ def table(folder: Path) -> str:
         "",
         f"{facts['device']}, {facts['cores']} cores, torch {facts['torch']}; random weights; "
         f"all rows, spreads and provenance in [bench/results](bench/results/{folder.name}).",
-        "The published formula's temporaries are page-faulted or not, as the allocator's state has it,",
-        "so ratios to it vary from run to run; plain torch is written to stay in the cache.",
+        "The published formula's temporaries are page-faulted or not, as the allocator's state has",
+        "it, so ratios to it vary from run to run; plain torch is written to stay in the cache.",
     ]
     return "\n".join(lines)
 
