@@ -24,7 +24,7 @@ import erase
 from bench import machine, report
 from erase.demo import builtin_pictures
 from erase.demo.model import build_model
-from erase.demo.run import PRESET, DemoResult, DemoSettings, _inputs, run_picture
+from erase.demo.run import PRESET, DemoResult, DemoSettings, prompt_inputs, run_picture
 from erase.demo_assets import load_processor
 
 RESULTS = machine.ROOT / "bench" / "results"
@@ -56,7 +56,7 @@ class PrefillResult:
 def check_identity(model: Any, settings: DemoSettings) -> None:
     """AssertionError unless pruning nothing changes nothing."""
     processor = load_processor(settings.image_processor())
-    inputs = _inputs(processor, builtin_pictures()[0]).to(model.device)
+    inputs = prompt_inputs(processor, builtin_pictures()[0]).to(model.device)
     method = erase.EraseConfig.for_model(
         model, transfer_from=PRESET, keep_ratio=1.0, force_gathers=True
     )

@@ -120,7 +120,7 @@ def run_picture(
     """
     resizer = settings.image_processor()
     processor, cell = load_processor(resizer), cell_side(resizer)
-    inputs = _inputs(processor, picture).to(model.device)
+    inputs = prompt_inputs(processor, picture).to(model.device)
     method = erase.EraseConfig.for_model(model, transfer_from=PRESET, keep_ratio=settings.keep)
 
     def session() -> erase.Session:
@@ -167,7 +167,8 @@ def run_picture(
     )
 
 
-def _inputs(processor: Any, picture: Picture) -> Any:
+def prompt_inputs(processor: Any, picture: Picture) -> Any:
+    """Model inputs of a picture and its question, as one user turn of the chat template."""
     content = [{"type": "image"}, {"type": "text", "text": picture.question}]
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True

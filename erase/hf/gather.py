@@ -51,6 +51,27 @@ def take(plane: Tensor, index: Tensor, counts: Tensor) -> Tensor:
     return compact_rows([plane.unsqueeze(-1)], index, counts)[0].squeeze(-1)
 
 
+def owners_of(counts: Sequence[int], device: torch.device) -> Tensor:
+    """Number of the segment that each of ``sum(counts)`` entries belongs to: i64 [sum]."""
+    steps = torch.arange(len(counts), device=device)
+    return torch.repeat_interleave(steps, int32(counts, device), output_size=sum(counts))
+
+
+def chosen_flags(chosen: Tensor, offsets: Tensor, counts: Sequence[int], total: int) -> Tensor:
+    """bool [total]: True at the chosen entries of each segment.
+
+    Args:
+        chosen: i32 [sum(counts)], indices local to their segments, segment after segment.
+        offsets: i32 [len(counts) + 1], where segments start.
+        counts: how many are chosen in each segment.
+        total: entries of all segments.
+    """
+    starts = offsets[owners_of(counts, offsets.device)]
+    flags = torch.zeros(total, dtype=torch.bool, device=offsets.device)
+    flags[(chosen + starts).to(torch.int64)] = True
+    return flags
+
+
 def filled(counts: Tensor, width: int) -> Tensor:
     """bool [B, width]: True in the first ``counts[b]`` slots of row b."""
     return torch.arange(width, device=counts.device) < counts[:, None]

@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from erase.hf.gather import int32, offsets_of
+from erase.hf.gather import chosen_flags, offsets_of
 from erase.methods import ImagePlan, ImageSignals, Method, RowPlan
 from erase_kernels import SegmentedTopK
 
@@ -49,13 +49,8 @@ class PlannedImages:
     def flags(self) -> Tensor:
         """bool [n]: which visual tokens stage 1 keeps, in the order of the batch."""
         counts = [image.count for image in self.images]
-        device = self.signals.entropy.device
-        starts = torch.repeat_interleave(
-            self.signals.offsets[:-1], int32(counts, device), output_size=sum(counts)
-        )
-        flags = torch.zeros(len(self.signals.entropy), dtype=torch.bool, device=device)
-        flags[(self.selected.indices + starts).to(torch.int64)] = True
-        return flags
+        signals = self.signals
+        return chosen_flags(self.selected.indices, signals.offsets, counts, len(signals.entropy))
 
     def rows_pruned_after(self, layer: int) -> list[int]:
         """Batch rows whose second stage follows this layer."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erase.hf import cache as kv
-from erase.hf.gather import flat_index, int32
+from erase.hf.gather import flat_index, owners_of
 from erase.report import BytesReport, ImageReport, PrefillReport, RowReport
 from erase_kernels import choose_backend
 
@@ -39,11 +39,7 @@ def _rows(prefill: Prefill) -> list[RowReport]:
         row.final if row.layer is not None else entered
         for row, entered in zip(plan.row_plans, plan.entered, strict=True)
     ]
-    owners = torch.repeat_interleave(
-        torch.arange(slots.batch, device=prefill.device),
-        int32(finals, prefill.device),
-        output_size=sum(finals),
-    )
+    owners = owners_of(finals, prefill.device)
     final_positions = slots.where(flat_index(slots.visual, sum(finals)), owners)
     final_rows = (final_positions + prefill.logical_past).split(finals)
     rows = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from erase.hf.gather import flat_index, int32, offsets_of
+from erase.hf.gather import chosen_flags, flat_index, int32, offsets_of, owners_of
 from erase.hf.slots import Move, join_valid
 from erase.methods import LayerSignals
 from erase_kernels import segmented_topk
@@ -89,22 +89,14 @@ def score_rows(
 
 def _best(scores: Tensor, offsets: Tensor, finals: list[int]) -> Tensor:
     """bool [C]: the ``finals[b]`` highest scores of each row, ties to the lowest index."""
-    wanted = int32(finals, scores.device)
-    best = segmented_topk(scores, offsets, wanted, sum(finals))
-    starts = torch.repeat_interleave(offsets[:-1], wanted, output_size=sum(finals))
-    flags = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    flags[(best.indices + starts).to(torch.int64)] = True
-    return flags
+    best = segmented_topk(scores, offsets, int32(finals, scores.device), sum(finals))
+    return chosen_flags(best.indices, offsets, finals, len(scores))
 
 
 def _for_report(
     prefill: Prefill, layer: int, columns: Tensor, counts: list[int], scores: Tensor
 ) -> dict[int, RowScores]:
-    owners = torch.repeat_interleave(
-        torch.arange(len(counts), device=scores.device),
-        int32(counts, scores.device),
-        output_size=sum(counts),
-    )
+    owners = owners_of(counts, scores.device)
     positions = prefill.slots.where(columns, owners) + prefill.logical_past
     parts = zip(positions.split(counts), scores.split(counts), strict=True)
     rows = prefill.plan.rows_pruned_after(layer)
