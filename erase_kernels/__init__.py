@@ -1,10 +1,11 @@
-"""Operators for pruning visual tokens: reference and native implementations of each."""
+"""Operators for pruning visual tokens: reference, native and Triton implementations of each."""
 
 from __future__ import annotations
 
 from erase_kernels import _backends, _schemas
 from erase_kernels._backends import BackendInfo
 from erase_kernels._backends import choose as choose_backend
+from erase_kernels._status import check_status, raise_for_status, status_word
 from erase_kernels.ops.compact_kv import compact_kv_
 from erase_kernels.ops.compact_rows import compact_rows
 from erase_kernels.ops.complexity_plan import ComplexityPlan, complexity_plan
@@ -22,13 +23,16 @@ __all__ = [
     "PixelLayout",
     "SegmentedTopK",
     "backend_info",
+    "check_status",
     "choose_backend",
     "compact_kv_",
     "compact_rows",
     "complexity_plan",
     "patch_entropy",
     "patch_entropy_from_pixels",
+    "raise_for_status",
     "segmented_topk",
+    "status_word",
     "text_to_vision_scores",
 ]
 

@@ -3,29 +3,92 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
+import re
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from erase_kernels import _native
+from erase_kernels import _native, _schemas
 
-BACKENDS = ("reference", "native")
+BACKENDS = ("reference", "native", "triton")
+
+OLDEST_TRITON = (3, 6)  # paired with torch 2.11
+INTERPRETER_SWITCH = "TRITON_INTERPRET"  # triton's own: 1 runs kernels on the CPU, slowly
 
 _warned_reference = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TritonStatus:
+    """State of triton in this process; it is not imported before a kernel of it runs.
+
+    Attributes:
+        version: of the installed package, or why there is none.
+        reason: why its kernels cannot run on any device; empty when they can.
+        interpreted: whether they run in triton's interpreter, on the CPU.
+    """
+
+    version: str
+    reason: str = ""
+    interpreted: bool = False
+
+
+def _find_triton() -> TritonStatus:
+    # The metadata answers without importing triton, which takes seconds.
+    if importlib.util.find_spec("triton") is None:
+        return TritonStatus("not installed", "triton is not installed")
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return TritonStatus("installed, version unknown", "triton has no version")
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        return TritonStatus(version, f"triton {version} is older than {oldest}")
+    return TritonStatus(version, interpreted=os.environ.get(INTERPRETER_SWITCH) == "1")
+
+
+TRITON = _find_triton()
+
+
+def _native_reason(device: torch.device) -> str:
+    if not _native.STATUS.available:
+        return _native.STATUS.reason
+    return "" if device.type == "cpu" else f"the native library has no {device.type} kernels"
+
+
+def _triton_reason(device: torch.device) -> str:
+    if TRITON.reason:
+        return TRITON.reason
+    wanted = "cpu" if TRITON.interpreted else "cuda"
+    if device.type == wanted == "cuda" and not torch.backends.cuda.is_built():
+        return "this torch was built without CUDA"
+    if device.type == wanted:
+        return ""
+    if TRITON.interpreted:
+        return f"{INTERPRETER_SWITCH}=1 runs Triton kernels on the CPU"
+    return f"Triton kernels run on CUDA devices (on the CPU with {INTERPRETER_SWITCH}=1, slowly)"
 
 
 def unavailable_reason(backend: str, device: torch.device) -> str:
     """Why ``backend`` cannot run on ``device``; empty if it can."""
     if backend == "reference":
         return ""
-    if not _native.STATUS.available:
-        return _native.STATUS.reason
-    if device.type != "cpu":
-        return f"the native library has no {device.type} kernels"
-    return ""
+    return _native_reason(device) if backend == "native" else _triton_reason(device)
+
+
+def preferred(device: torch.device) -> str:
+    """What ``backend=None`` asks for: native, and on CUDA devices Triton where native is not."""
+    if device.type != "cpu" and unavailable_reason("native", device):
+        return "triton"
+    return "native"
 
 
 def describe(device: torch.device) -> str:
@@ -43,8 +106,9 @@ def choose(operator: str, device: torch.device, backend: str | None = None) -> s
     Args:
         operator: name of the public function, for messages.
         device: where the operands are.
-        backend: a name of `BACKENDS`, or None for the fastest. None takes the reference only for
-            CPU tensors where the native library is absent, and warns once.
+        backend: a name of `BACKENDS`, or None for the fastest: native, and for CUDA tensors
+            Triton where the native library has no CUDA kernels. None takes the reference only
+            for CPU tensors where the native library is absent, and warns once.
 
     Returns:
         The name of the backend.
@@ -55,7 +119,7 @@ def choose(operator: str, device: torch.device, backend: str | None = None) -> s
     """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
-    wanted = "native" if backend is None else backend
+    wanted = preferred(device) if backend is None else backend
     reason = unavailable_reason(wanted, device)
     if not reason:
         return wanted
@@ -116,24 +180,47 @@ def backend_info(version: str) -> BackendInfo:
         "erase_kernels": version,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "triton": _triton_version(),
+        "triton": TRITON.version,
     }
-    cuda = unavailable_reason("native", torch.device("cuda"))
+    cuda = torch.device("cuda")
+    reasons = {name: unavailable_reason(name, cuda) for name in ("native", "triton")}
+    none = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     return BackendInfo(
         versions=versions,
         native="available" if status.available else status.reason,
         native_hash=status.build_hash,
         cpu_clone=status.cpu_clone,
         cpu="native" if status.available else f"reference ({status.reason})",
-        cuda=f"none ({cuda})" if cuda else "native",
+        cuda=f"none ({none})" if all(reasons.values()) else preferred(cuda),
     )
 
 
-def _triton_version() -> str:
-    # The metadata answers without importing triton, which takes seconds.
-    if importlib.util.find_spec("triton") is None:
-        return "not installed"
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return "installed, version unknown"
+# --- Triton kernels, loaded at their first call --------------------------------------------------
+
+TRITON_OPERATORS = {  # private operator without its suffix -> module of triton_kernels
+    "patch_entropy": "patch_entropy",
+    "patch_entropy_from_pixels": "patch_entropy_from_pixels",
+    "complexity_plan": "complexity_plan",
+    "segmented_topk": "segmented_topk",
+    "text_to_vision_scores": "text_to_vision_scores",
+    "compact_kv": "compact_kv",
+    "compact_kv_paged": "compact_kv",
+    "compact_rows": "compact_rows",
+}
+
+_library = torch.library.Library(_schemas.NAMESPACE, "IMPL")
+
+
+def _load_and_run(operator: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        module = importlib.import_module(
+            f"erase_kernels.triton_kernels.{TRITON_OPERATORS[operator]}"
+        )
+        return getattr(module, operator)(*arguments)
+
+    return run
+
+
+for _operator in TRITON_OPERATORS:
+    for _key in ("CPU", "CUDA"):
+        _library.impl(f"{_operator}_triton", _load_and_run(_operator), _key)

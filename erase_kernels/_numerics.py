@@ -20,7 +20,10 @@ ENTROPY_UNIT = 2.0**-ENTROPY_FRACTION_BITS
 _DECIMAL_DIGITS = 50  # enough that rounding to 2**-40 is never in doubt
 
 
-def entropy_table(cell_pixels: int) -> Tensor:
+CPU = torch.device("cpu")
+
+
+def entropy_table(cell_pixels: int, device: torch.device = CPU) -> Tensor:
     """Table of ``c * ln(c) / N`` for every bin count ``c`` a cell of ``N`` pixels can have.
 
     ``T[c] = round_half_even(2**40 * c * ln(c) / N)`` for ``c = 0..N`` with ``T[0] = 0``. The
@@ -30,19 +33,22 @@ def entropy_table(cell_pixels: int) -> Tensor:
 
     Args:
         cell_pixels: ``N``, the number of pixels of a cell.
+        device: where the table is needed; it is copied there once.
 
     Returns:
-        int64 ``[N + 1]`` on the CPU, in units of ``2**-40`` nats. Shared: do not write to it.
+        int64 ``[N + 1]``, in units of ``2**-40`` nats. Shared: do not write to it.
     """
     if torch.compiler.is_compiling():
         # A tracer cannot follow decimal arithmetic; the operator hides it.
-        return torch.ops.erase_kernels.entropy_table(cell_pixels)  # type: ignore[no-any-return]
-    return cached_entropy_table(cell_pixels)
+        return torch.ops.erase_kernels.entropy_table(cell_pixels, device)  # type: ignore[no-any-return]
+    return cached_entropy_table(cell_pixels, device)
 
 
 @functools.lru_cache(maxsize=64)
-def cached_entropy_table(cell_pixels: int) -> Tensor:
-    """`entropy_table` outside of tracing; the same tensor for the same argument."""
+def cached_entropy_table(cell_pixels: int, device: torch.device = CPU) -> Tensor:
+    """`entropy_table` outside of tracing; the same tensor for the same arguments."""
+    if device != CPU:
+        return cached_entropy_table(cell_pixels).to(device)
     with localcontext() as context:
         context.prec = _DECIMAL_DIGITS
         unit = Decimal(2) ** ENTROPY_FRACTION_BITS / cell_pixels

@@ -1,7 +1,8 @@
 """Schemas and shape functions of the private operators.
 
-They exist with or without the native library, whose kernels register themselves under the same
-names. One operator per implementation: ``<operator>_native`` for the CPU and CUDA kernels.
+They exist with or without the native library and triton, whose kernels register under the same
+names. One operator per implementation: ``<operator>_native`` for the CPU and CUDA kernels,
+``<operator>_triton`` for the Triton ones; both have the same arguments and results.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from erase_kernels import _numerics
 
 NAMESPACE = "erase_kernels"
+IMPLEMENTATIONS = ("native", "triton")
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -26,16 +28,27 @@ def define(schema: str, fake: Callable[..., object]) -> None:
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
+def define_each(operator: str, signature: str, fake: Callable[..., object]) -> None:
+    """Defines ``<operator>_<implementation>`` for every implementation."""
+    for implementation in IMPLEMENTATIONS:
+        define(f"{operator}_{implementation}{signature}", fake)
+
+
+def implementation_of(operator: str, backend: str) -> Callable[..., Any]:
+    """The private operator that runs ``operator`` on ``backend``."""
+    return getattr(torch.ops.erase_kernels, f"{operator}_{backend}")  # type: ignore[no-any-return]
+
+
 # --- entropy ---------------------------------------------------------------------------------
 
 
-def _entropy_table_fake(cell_pixels: int) -> Tensor:
-    return torch.empty(cell_pixels + 1, dtype=torch.int64, device="cpu")
+def _entropy_table_fake(cell_pixels: int, device: torch.device) -> Tensor:
+    return torch.empty(cell_pixels + 1, dtype=torch.int64, device=device)
 
 
-def _entropy_table(cell_pixels: int) -> Tensor:
+def _entropy_table(cell_pixels: int, device: torch.device) -> Tensor:
     # A copy: a compiled graph may reuse the memory of an operator's result.
-    return _numerics.cached_entropy_table(cell_pixels).clone()
+    return _numerics.cached_entropy_table(cell_pixels, device).clone()
 
 
 def _patch_entropy_fake(images: Sequence[Tensor], patch_size: int, table: Tensor) -> Tensor:
@@ -61,14 +74,16 @@ def _patch_entropy_from_pixels_fake(
     return pixel_values.new_empty(cells, dtype=torch.float32)
 
 
-define("entropy_table(int cell_pixels) -> Tensor", _entropy_table_fake)
+define("entropy_table(int cell_pixels, Device device) -> Tensor", _entropy_table_fake)
 _library.impl("entropy_table", _entropy_table, "CompositeExplicitAutograd")
-define(
-    "patch_entropy_native(Tensor[] images, int patch_size, Tensor table) -> Tensor",
+define_each(
+    "patch_entropy",
+    "(Tensor[] images, int patch_size, Tensor table) -> Tensor",
     _patch_entropy_fake,
 )
-define(
-    "patch_entropy_from_pixels_native(Tensor pixel_values, Tensor table, int[] cell_sizes, "
+define_each(
+    "patch_entropy_from_pixels",
+    "(Tensor pixel_values, Tensor table, int[] cell_sizes, "
     "int[] cell_strides, int[] pixel_sizes, int[] pixel_strides, int channel_stride, "
     "float[] mean, float[] std, float scale, float tolerance) -> Tensor",
     _patch_entropy_from_pixels_fake,
@@ -124,33 +139,37 @@ def _compact_rows_fake(tensors: Sequence[Tensor], keep: Tensor, counts: Tensor) 
     return [t.new_empty((*t.shape[:-3], batch, width, t.shape[-1])) for t in tensors]
 
 
-define(
-    "complexity_plan_native(Tensor entropy, Tensor offsets, Tensor thresholds, "
+define_each(
+    "complexity_plan",
+    "(Tensor entropy, Tensor offsets, Tensor thresholds, "
     "Tensor count_table) -> (Tensor, Tensor, Tensor)",
     _complexity_plan_fake,
 )
-define(
-    "segmented_topk_native(Tensor score, Tensor offsets, Tensor counts, SymInt capacity) "
-    "-> (Tensor, Tensor)",
+define_each(
+    "segmented_topk",
+    "(Tensor score, Tensor offsets, Tensor counts, SymInt capacity) -> (Tensor, Tensor)",
     _segmented_topk_fake,
 )
-define(
-    "text_to_vision_scores_native(Tensor query, Tensor key, Tensor rows, Tensor row_offsets, "
+define_each(
+    "text_to_vision_scores",
+    "(Tensor query, Tensor key, Tensor rows, Tensor row_offsets, "
     "Tensor columns, Tensor column_offsets, Tensor? key_mask, float scale, bool causal, "
     "SymInt query_offset, bool normalize_over_columns, bool per_head) -> Tensor",
     _text_to_vision_scores_fake,
 )
-define(
-    "compact_kv_native(Tensor(a!)[] tensors, Tensor keep, Tensor counts) -> ()",
+define_each(
+    "compact_kv",
+    "(Tensor(a!)[] tensors, Tensor keep, Tensor counts) -> ()",
     _compact_kv_fake,
 )
-define(
-    "compact_kv_paged_native(Tensor(a!)[] tensors, Tensor keep, Tensor counts, "
-    "Tensor block_table) -> Tensor",
+define_each(
+    "compact_kv_paged",
+    "(Tensor(a!)[] tensors, Tensor keep, Tensor counts, Tensor block_table) -> Tensor",
     _compact_kv_paged_fake,
 )
-define(
-    "compact_rows_native(Tensor[] tensors, Tensor keep, Tensor counts) -> Tensor[]",
+define_each(
+    "compact_rows",
+    "(Tensor[] tensors, Tensor keep, Tensor counts) -> Tensor[]",
     _compact_rows_fake,
 )
 
@@ -182,9 +201,10 @@ def _compact_rows_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tupl
     return results, None, None
 
 
-torch.library.register_autograd(
-    f"{NAMESPACE}::compact_rows_native",
-    _compact_rows_backward,
-    setup_context=_save_for_compact_rows,
-    lib=_library,
-)
+for _implementation in IMPLEMENTATIONS:
+    torch.library.register_autograd(
+        f"{NAMESPACE}::compact_rows_{_implementation}",
+        _compact_rows_backward,
+        setup_context=_save_for_compact_rows,
+        lib=_library,
+    )

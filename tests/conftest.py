@@ -1,17 +1,26 @@
-"""Every test runs on the native library, one thread, and memory that is never zero by accident."""
+"""Every test runs on the native library, one thread, and memory that is never zero by accident.
+
+``ERASE_KERNELS_TEST_DEVICE=cuda`` runs the tests under tests/device and tests/hf on a GPU; without
+it Triton kernels run in triton's interpreter, which must be chosen before triton is imported.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
-import pytest
-import torch
+DEVICE_SWITCH = "ERASE_KERNELS_TEST_DEVICE"
+if os.environ.get(DEVICE_SWITCH, "cpu") == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
 
-import erase_kernels
-from erase_kernels import _native
-from tests.selection import poisoned as poisoned
-from tests.selection import supported_clones as supported_clones
-from tests.selection import threads as threads
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import erase_kernels  # noqa: E402
+from erase_kernels import _native  # noqa: E402
+from tests.selection import poisoned as poisoned  # noqa: E402
+from tests.selection import supported_clones as supported_clones  # noqa: E402
+from tests.selection import threads as threads  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -72,11 +72,15 @@ def test_a_stale_library_is_an_error(status) -> None:
 def test_no_silent_fallback_on_cuda() -> None:
     with pytest.raises(RuntimeError, match=r"native \(the native library has no cuda kernels\)"):
         choose_backend("patch_entropy", CUDA)
+    with pytest.raises(RuntimeError, match=r"triton \(.*\)"):
+        choose_backend("patch_entropy", CUDA, "triton")
     assert choose_backend("patch_entropy", CUDA, "reference") == "reference"
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match="backend: expected one of reference, native or None"):
+    with pytest.raises(
+        ValueError, match="backend: expected one of reference, native, triton or None"
+    ):
         patch_entropy(make_image(28, 28), 28, backend="fastest")
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What each module of erase_kernels may import from its own package. A name covers its submodules.
 ALLOWED: dict[str, set[str]] = {
-    "erase_kernels": {"_backends", "_schemas", "ops", "pixel_layout"},
+    "erase_kernels": {"_backends", "_schemas", "_status", "ops", "pixel_layout"},
     "erase_kernels.__main__": {""},
     "erase_kernels.ops": {
         "_backends",
@@ -24,11 +24,13 @@ ALLOWED: dict[str, set[str]] = {
         "reference",
     },
     "erase_kernels.reference": {"_checks", "_numerics"},
-    "erase_kernels._backends": {"_native", "triton_kernels"},
+    "erase_kernels._backends": {"_native", "_schemas", "triton_kernels"},
+    "erase_kernels.triton_kernels": {"_numerics", "_status", "triton_kernels"},
     "erase_kernels._native": {"_source_hash"},
     "erase_kernels._schemas": {"_numerics"},
     "erase_kernels._numerics": set(),
     "erase_kernels._checks": set(),
+    "erase_kernels._status": set(),
     "erase_kernels._source_hash": set(),
     "erase_kernels.pixel_layout": {"_checks"},
     "erase_kernels.testing": {"_schemas", "pixel_layout", "testing_selection"},

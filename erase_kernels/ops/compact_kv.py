@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from erase_kernels import _backends, reference
+from erase_kernels import _backends, _schemas, reference
 from erase_kernels._checks import check_tensors, check_vector, refuse
 
 
@@ -38,7 +38,7 @@ def compact_kv_(
             ``counts[b]`` on are ignored.
         counts: int32 ``[B]``, kept slots of each batch row.
         block_table: int32 ``[B, M]``, block of each stretch of slots, -1 for none; or None.
-        backend: "reference", "native", or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the fastest available.
 
     Returns:
         None; with ``block_table`` int32 ``[B, M]`` of the blocks that hold no kept slot any more:
@@ -88,9 +88,10 @@ def _compact(
             return None
         return reference.compact_kv_paged(tensors, keep, counts, block_table)
     if block_table is None:
-        torch.ops.erase_kernels.compact_kv_native(tensors, keep, counts)
+        _schemas.implementation_of("compact_kv", backend)(tensors, keep, counts)
         return None
-    return torch.ops.erase_kernels.compact_kv_paged_native(tensors, keep, counts, block_table)  # type: ignore[no-any-return]
+    run = _schemas.implementation_of("compact_kv_paged", backend)
+    return run(tensors, keep, counts, block_table)  # type: ignore[no-any-return]
 
 
 def _check_cache(item: Tensor, device: torch.device) -> None:

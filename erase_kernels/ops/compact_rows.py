@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from erase_kernels import _backends, reference
+from erase_kernels import _backends, _schemas, reference
 from erase_kernels._checks import check_tensors, check_vector, refuse
 
 ELEMENT_BYTES = (1, 2, 4, 8)
@@ -32,7 +32,7 @@ def compact_rows(
         keep: int32 ``[B, K]``, kept rows of each batch row, strictly ascending; entries from
             ``counts[b]`` on are ignored.
         counts: int32 ``[B]``, kept rows of each batch row.
-        backend: "reference", "native", or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the fastest available.
 
     Returns:
         One contiguous ``[..., B, K, D]`` per tensor, of its dtype.
@@ -53,9 +53,10 @@ def compact_rows(
     for item in items:
         _check_rows(item, keep.shape[0], device)
     keep, counts = keep.contiguous(), counts.contiguous()
-    if _backends.choose("compact_rows", device, backend) == "reference":
+    chosen = _backends.choose("compact_rows", device, backend)
+    if chosen == "reference":
         return reference.compact_rows(items, keep, counts)
-    return list(torch.ops.erase_kernels.compact_rows_native(items, keep, counts))
+    return list(_schemas.implementation_of("compact_rows", chosen)(items, keep, counts))
 
 
 def _check_rows(item: Tensor, batch: int, device: torch.device) -> None:

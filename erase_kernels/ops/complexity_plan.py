@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from erase_kernels import _backends, reference
+from erase_kernels import _backends, _schemas, reference
 from erase_kernels._checks import check_vector
 
 
@@ -42,7 +42,7 @@ def complexity_plan(
         thresholds: float32 ``[m]``, nats, strictly descending; may be empty.
         count_table: int32 ``[I, m + 1]``, tokens kept by each image at each level, computed by
             the caller as ``int(n_i * max(ratio, keep_ratio))`` in double precision.
-        backend: "reference", "native", or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the fastest available.
 
     Returns:
         `ComplexityPlan` of median (float32 ``[I]``), level and count (int32 ``[I]``).
@@ -62,6 +62,7 @@ def complexity_plan(
     shape = (offsets.shape[0] - 1, thresholds.shape[0] + 1)
     check_vector(count_table, "count_table", torch.int32, shape, device)
     operands = [x.contiguous() for x in (entropy.detach(), offsets, thresholds, count_table)]
-    if _backends.choose("complexity_plan", device, backend) == "reference":
+    chosen = _backends.choose("complexity_plan", device, backend)
+    if chosen == "reference":
         return ComplexityPlan(*reference.complexity_plan(*operands))
-    return ComplexityPlan(*torch.ops.erase_kernels.complexity_plan_native(*operands))
+    return ComplexityPlan(*_schemas.implementation_of("complexity_plan", chosen)(*operands))

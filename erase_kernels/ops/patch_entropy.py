@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from erase_kernels import _backends, _numerics, reference
+from erase_kernels import _backends, _numerics, _schemas, reference
 from erase_kernels._checks import check, check_int, check_tensor, refuse
 
 
@@ -30,7 +30,7 @@ def patch_entropy(
             ``[H, W, 3]`` image is not copied), or a sequence of such images of any sizes on one
             device. H and W are multiples of ``patch_size``.
         patch_size: side of a patch in pixels.
-        backend: "reference", "native", or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the fastest available.
 
     Returns:
         float32 ``[n]`` in nats: the patches of each image in row-major order, image after image.
@@ -51,10 +51,11 @@ def patch_entropy(
     for item in images[1:]:
         check(item.device == device, "image", f"every image on {device}", item.device)
     chosen = _backends.choose("patch_entropy", device, backend)
-    table = _numerics.entropy_table(patch_size * patch_size)
+    table = _numerics.entropy_table(patch_size * patch_size, device)
     if chosen == "reference":
         return reference.patch_entropy(images, patch_size, table)
-    return torch.ops.erase_kernels.patch_entropy_native(images, patch_size, table.to(device))  # type: ignore[no-any-return]
+    run = _schemas.implementation_of("patch_entropy", chosen)
+    return run(images, patch_size, table)  # type: ignore[no-any-return]
 
 
 def _as_list(image: Sequence[Tensor]) -> list[Tensor]:

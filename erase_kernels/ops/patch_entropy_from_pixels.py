@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from erase_kernels import _backends, _numerics, reference
+from erase_kernels import _backends, _numerics, _schemas, reference
 from erase_kernels._checks import refuse
 from erase_kernels.pixel_layout import INTEGER_TOLERANCE, PixelLayout
 
@@ -27,7 +26,7 @@ def patch_entropy_from_pixels(
         pixel_values: float32, float16 or bfloat16 of the shape ``layout`` describes. Read as if
             contiguous; other strides are copied first.
         layout: where the pixels of each cell lie, and the processor's statistics.
-        backend: "reference", "native", or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the fastest available.
 
     Returns:
         float32 ``[cells]`` in nats, in the order of the layout's cells. Not differentiable.
@@ -45,12 +44,13 @@ def patch_entropy_from_pixels(
         refuse("layout", "a PixelLayout", type(layout).__name__, TypeError)
     layout.cells(pixel_values)
     chosen = _backends.choose("patch_entropy_from_pixels", pixel_values.device, backend)
-    table = _numerics.entropy_table(layout.cell_pixels)
+    table = _numerics.entropy_table(layout.cell_pixels, pixel_values.device)
     if chosen == "reference":
         return reference.patch_entropy_of_levels(layout.recover(pixel_values), table)
-    return torch.ops.erase_kernels.patch_entropy_from_pixels_native(  # type: ignore[no-any-return]
+    run = _schemas.implementation_of("patch_entropy_from_pixels", chosen)
+    return run(  # type: ignore[no-any-return]
         pixel_values.detach().contiguous(),
-        table.to(pixel_values.device),
+        table,
         layout.cell_sizes,
         layout.cell_strides,
         layout.pixel_sizes,

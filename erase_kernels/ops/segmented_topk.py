@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from erase_kernels import _backends, reference
+from erase_kernels import _backends, _schemas, reference
 from erase_kernels._checks import check_int, check_vector
 
 
@@ -38,7 +38,7 @@ def segmented_topk(
         counts: int32 ``[I]``, how many to keep, between 0 and the segment's length.
         capacity: length of the returned indices, at least ``sum(counts)``; known on the host, so
             that nothing waits for the device.
-        backend: "reference", "native", or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the fastest available.
 
     Returns:
         `SegmentedTopK` of indices (int32 ``[capacity]``: local to their segment, ascending within
@@ -58,6 +58,7 @@ def segmented_topk(
     check_vector(counts, "counts", torch.int32, (offsets.shape[0] - 1,), device)
     check_int(capacity, "capacity", 0)
     operands = (score.detach().contiguous(), offsets.contiguous(), counts.contiguous(), capacity)
-    if _backends.choose("segmented_topk", device, backend) == "reference":
+    chosen = _backends.choose("segmented_topk", device, backend)
+    if chosen == "reference":
         return SegmentedTopK(*reference.segmented_topk(*operands))
-    return SegmentedTopK(*torch.ops.erase_kernels.segmented_topk_native(*operands))
+    return SegmentedTopK(*_schemas.implementation_of("segmented_topk", chosen)(*operands))

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from erase_kernels import _backends, reference
+from erase_kernels import _backends, _schemas, reference
 from erase_kernels._checks import check_int, check_tensor, check_vector, refuse
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -54,7 +54,7 @@ def text_to_vision_scores(
         normalize_over: "keys": the softmax runs over all visible keys; "columns": over the
             visible listed columns only.
         per_head: return every head by itself instead of the mean.
-        backend: "reference", "native", or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the fastest available.
 
     Returns:
         float32 ``[C]``, or ``[H, C]`` with ``per_head``, aligned with ``columns``.
@@ -98,9 +98,11 @@ def text_to_vision_scores(
         normalize_over == "columns",
         bool(per_head),
     )
-    if _backends.choose("text_to_vision_scores", device, backend) == "reference":
+    chosen = _backends.choose("text_to_vision_scores", device, backend)
+    if chosen == "reference":
         return reference.text_to_vision_scores(*arguments)
-    return torch.ops.erase_kernels.text_to_vision_scores_native(*arguments)  # type: ignore[no-any-return]
+    run = _schemas.implementation_of("text_to_vision_scores", chosen)
+    return run(*arguments)  # type: ignore[no-any-return]
 
 
 def _check_states(query: Tensor, key: Tensor) -> None:
