@@ -77,6 +77,58 @@ def test_no_silent_fallback_on_cuda() -> None:
     assert choose_backend("patch_entropy", CUDA, "reference") == "reference"
 
 
+NO_TRITON = _backends.TritonStatus("not installed", "triton is not installed")
+COMPILED = _backends.TritonStatus("3.7.1")
+
+
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A torch with CUDA and compiled kernels, as far as the choice is concerned."""
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(_backends, "TRITON", COMPILED)
+    return monkeypatch
+
+
+def test_triton_serves_cuda_tensors(with_cuda: pytest.MonkeyPatch) -> None:
+    assert choose_backend("patch_entropy", CUDA) == "triton"
+    assert choose_backend("patch_entropy", CUDA, "triton") == "triton"
+    assert choose_backend("patch_entropy", CPU) == "native"
+    assert backend_info().cuda == "triton"
+    with pytest.raises(RuntimeError, match=r"triton \(Triton kernels run on CUDA devices"):
+        choose_backend("patch_entropy", CPU, "triton")
+
+
+def test_native_comes_first_where_it_has_cuda_kernels(with_cuda: pytest.MonkeyPatch) -> None:
+    with_cuda.setattr(_backends, "_native_reason", lambda device: "")
+    assert choose_backend("patch_entropy", CUDA) == "native"
+    assert choose_backend("patch_entropy", CUDA, "triton") == "triton"
+
+
+def test_without_triton_every_reason_is_given(with_cuda: pytest.MonkeyPatch) -> None:
+    with_cuda.setattr(_backends, "TRITON", NO_TRITON)
+    for backend in (None, "triton"):
+        with pytest.raises(RuntimeError, match=r"no cuda kernels\), triton \(triton is not inst"):
+            choose_backend("patch_entropy", CUDA, backend)
+    assert "triton: triton is not installed" in backend_info().cuda
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"), [("3.5.1", "older than 3.6"), ("3.6.0", ""), ("3.10.0", ""), ("4.0", "")]
+)
+def test_oldest_triton(monkeypatch: pytest.MonkeyPatch, version: str, reason: str) -> None:
+    monkeypatch.setattr(_backends.importlib.metadata, "version", lambda _: version)
+    found = _backends._find_triton()
+    assert found.version == version
+    assert reason in found.reason
+    assert bool(found.reason) == bool(reason)
+
+
+def test_the_interpreter_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backends, "TRITON", dataclasses.replace(COMPILED, interpreted=True))
+    assert choose_backend("patch_entropy", CPU, "triton") == "triton"
+    assert choose_backend("patch_entropy", CPU) == "native"
+
+
 def test_unknown_backend() -> None:
     with pytest.raises(
         ValueError, match="backend: expected one of reference, native, triton or None"
