@@ -13,7 +13,12 @@ TEST_FLAGS ?= -n 2 -q
 EXTRAS := dev,demo,bench
 LIBRARY := erase_kernels/_C.abi3.so
 
-.PHONY: demo test test-min mutants bench lint format wheel build clean
+# The oldest supported triton, for which kernels are compiled too. The pinned one is in
+# constraints.txt.
+TRITON_OLDEST := 3.6.0
+TRITON_OLDEST_DIR := build/triton-$(TRITON_OLDEST)
+
+.PHONY: demo test test-min mutants bench gpu-report gpu-check lint format wheel build clean
 
 # torch comes first and pinned: no later requirement may replace it.
 define install
@@ -55,6 +60,19 @@ mutants: build
 bench: build
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.prefill
+
+$(TRITON_OLDEST_DIR)/installed: | $(VENV)/installed
+	rm -rf $(TRITON_OLDEST_DIR)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(TRITON_OLDEST_DIR) \
+	  triton==$(TRITON_OLDEST)
+	touch $@
+
+gpu-report: build $(TRITON_OLDEST_DIR)/installed
+	$(BIN)/python -m tools.triton_report --with $(TRITON_OLDEST_DIR) $(REPORT_FLAGS)
+
+# On a machine with a GPU, with a python that has torch, triton, transformers and pytest already.
+gpu-check:
+	$(PYTHON) -m tools.gpu_check $(CHECK_FLAGS)
 
 lint: build
 	$(BIN)/ruff check .

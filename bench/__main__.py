@@ -1,9 +1,11 @@
-"""Runs the benchmarks and prints one table per number of threads.
+"""Runs the benchmarks and prints one table, on the CPU one per number of threads.
 
     python -m bench [--threads 1 2] [--only TEXT] [--no-write]
+    python -m bench --device cuda [--quick] [--only TEXT] [--out DIR] [--revision TEXT]
 
-Each number of threads is one process that times all rows; extra memory is measured in another one,
-with one thread. Results go to bench/results/<device>/, with everything needed to judge them.
+On the CPU each number of threads is one process that times all rows; extra memory is measured in
+another one, with one thread. What runs on a GPU is in `bench.device`. Results go to
+bench/results/<device>/, with everything needed to judge them.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ import torch
 from rich.console import Console
 
 from bench import machine, report
+from bench.report import RESULTS
 from bench.rows import Row, all_rows
 
-RESULTS = machine.ROOT / "bench" / "results"
+DEVICE_BUDGET_S = 190.0
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -79,20 +82,43 @@ def measure(rows: list[Row], threads: list[int], only: str) -> list[report.Resul
     return results
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains TEXT")
     parser.add_argument("--no-write", action="store_true", help="print the table only")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--revision", default="", help="of the sources, where git cannot tell", metavar="TEXT"
+    )
+    cpu = parser.add_argument_group("--device cpu")
+    cpu.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
+    cuda = parser.add_argument_group("--device cuda")
+    cuda.add_argument("--quick", action="store_true", help="headline rows, nothing compiled")
+    cuda.add_argument("--out", default="", metavar="DIR", help="in place of bench/results")
+    cuda.add_argument(
+        "--budget",
+        type=float,
+        default=DEVICE_BUDGET_S,
+        metavar="SECONDS",
+        help="after which peers are left out",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse()
+    if arguments.device == "cuda":
+        from bench import device
+
+        return device.main(arguments)
     rows = [row for row in all_rows() if arguments.only in row.name]
     if not rows:
-        parser.error(f"no row contains {arguments.only!r}")
+        raise SystemExit(f"no row contains {arguments.only!r}")
     results = measure(rows, arguments.threads, arguments.only)
     console = Console(width=None if sys.stdout.isatty() else 200)
     report.show(results, console)
     command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
-    facts = machine.provenance("cpu", command)
+    facts = machine.provenance("cpu", command, arguments.revision)
     if not arguments.no_write and not arguments.only:
         folder = RESULTS / report.directory_name(str(facts["device"]))
         for path in report.write(folder, results, facts):

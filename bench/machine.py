@@ -84,24 +84,44 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def provenance(device: str, command: str) -> dict[str, object]:
-    """Device, driver, versions, revision and command: what a number is worth nothing without."""
+def provenance(device: str, command: str, revision: str = "") -> dict[str, object]:
+    """Device, driver, versions, revision and command: what a number is worth nothing without.
+
+    Args:
+        device: "cpu" or "cuda".
+        command: how to repeat it.
+        revision: of the sources, where they are measured without their repository.
+    """
     info = erase_kernels.backend_info()
     cuda = device == "cuda"
     return {
         "device": torch.cuda.get_device_name() if cuda else cpu_name(),
+        **(_cuda_facts() if cuda else {}),
         "cores": os.cpu_count(),
         "instruction set": info.cpu_clone,
         "driver": _driver() if cuda else "none (CPU)",
         "system": f"{platform.system()} {platform.release()}",
         **info.versions,
         "native build": info.native_hash[:12],
-        "revision": git_revision(),
+        "revision": revision or git_revision(),
         "command": command,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
 
+def _cuda_facts() -> dict[str, object]:
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": str(torch.version.cuda),
+    }
+
+
 def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (no nvidia-smi)"
+    return done.stdout.split()[0]

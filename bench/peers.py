@@ -1,11 +1,13 @@
 """What each operator is measured against, in stock torch.
 
-``published_*`` writes the published code's formula down with stock operators; ``plain_*`` is the
-fastest plain torch we could write for the same result on the CPU (what lost is named).
+``published_*`` writes the published code's formula down with stock operators, for any device;
+``plain_*`` is the fastest plain torch we could write for the same result on the CPU (what lost is
+named). `bench.device_peers` has those for a GPU.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -19,16 +21,26 @@ EPSILON = 1e-10  # the published code adds it to every bin
 # --- entropy ---------------------------------------------------------------------------------
 
 
+@functools.cache
+def _luma_weights(device: torch.device) -> Tensor:
+    return torch.tensor(LUMA, device=device)
+
+
 def published_patch_entropy(image: Tensor, patch_size: int) -> Tensor:
     """float32 gray image, int64 levels, unfold, a scatter-add of ones, logarithms of all bins."""
-    weights = torch.tensor(LUMA).view(3, 1, 1)
-    gray = (image.float() * weights).sum(0).clamp(0, 255).long()
+    gray = published_gray(image, 0)
     blocks = gray.unfold(0, patch_size, patch_size).unfold(1, patch_size, patch_size)
-    return _published_entropy(blocks.reshape(-1, patch_size * patch_size))
+    return published_entropy(blocks.reshape(-1, patch_size * patch_size))
 
 
-def _published_entropy(levels: Tensor) -> Tensor:
-    histogram = torch.zeros(levels.shape[0], BINS)
+def published_gray(levels: Tensor, dim: int) -> Tensor:
+    """int64 gray levels; the channels lie along ``dim``, two dimensions follow."""
+    weights = _luma_weights(levels.device).view(3, 1, 1)
+    return (levels.float() * weights).sum(dim).clamp(0, 255).long()
+
+
+def published_entropy(levels: Tensor) -> Tensor:
+    histogram = torch.zeros(levels.shape[0], BINS, device=levels.device)
     histogram.scatter_add_(1, levels, torch.ones_like(levels, dtype=torch.float32))
     share = histogram / levels.shape[1] + EPSILON
     return -(share * share.log()).sum(1)
@@ -65,8 +77,8 @@ def recover_levels(pixel_values: Tensor, mean: Tensor, std: Tensor, patch: int) 
 def published_pixel_entropy(pixel_values: Tensor, mean: Tensor, std: Tensor, patch: int) -> Tensor:
     """The published formula on recovered levels; four rows make a cell of ``2p x 2p`` pixels."""
     levels = recover_levels(pixel_values, mean, std, patch)
-    gray = (levels * torch.tensor(LUMA)[:, None]).sum(1).clamp(0, 255).long()
-    return _published_entropy(gray.view(-1, 4 * patch * patch))
+    gray = (levels * _luma_weights(levels.device)[:, None]).sum(1).clamp(0, 255).long()
+    return published_entropy(gray.view(-1, 4 * patch * patch))
 
 
 def plain_pixel_entropy(pixel_values: Tensor, mean: Tensor, std: Tensor, patch: int) -> Tensor:
@@ -123,13 +135,16 @@ def plain_selection(
 
 
 def published_scores(query: Tensor, key: Tensor, columns: slice) -> Tensor:
-    """Repeated keys, all logits, a causal mask, softmax, mean over heads, sum over rows."""
+    """Repeated keys, all logits, a causal mask, softmax, mean over heads, sum over rows.
+
+    As published: logits and weights in the operands' precision, the softmax itself in float32.
+    """
     heads, rows, keys = query.shape[1], query.shape[2], key.shape[2]
     repeated = key.repeat_interleave(heads // key.shape[1], dim=1)
     logits = query @ repeated.transpose(2, 3) * query.shape[3] ** -0.5
-    later = torch.ones(rows, keys, dtype=torch.bool).triu(keys - rows + 1)
-    weights = logits.masked_fill(later, float("-inf")).softmax(-1)
-    return weights[0, :, :, columns].mean(0).sum(0)
+    later = torch.ones(rows, keys, dtype=torch.bool, device=key.device).triu(keys - rows + 1)
+    weights = logits.masked_fill(later, float("-inf")).softmax(-1, dtype=torch.float32)
+    return weights.to(query.dtype)[..., columns].mean(1).sum(1).flatten()
 
 
 def plain_scores(query: Tensor, key: Tensor, columns: slice) -> Tensor:

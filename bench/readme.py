@@ -1,24 +1,31 @@
-"""Writes the README's table from the committed results.
+"""Writes the tables of the README and of docs/operators.md from the committed results.
 
     python -m bench.readme [--check]
 
-``--check`` only tells whether the table is the one the results give.
+``--check`` only tells whether the tables are those that the results give. A GPU's come first, where
+there are results of one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
-from bench import prefill, report
+from bench import device_report, prefill, report
 from bench.machine import ROOT
+from bench.problem import COMPILED
+from bench.rows import PLAIN, PUBLISHED
 
 README = ROOT / "README.md"
+OPERATORS = ROOT / "docs" / "operators.md"
 START, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 DEVICE = "amd-epyc"
-"""Folder of bench/results that the README shows."""
+"""Folder of bench/results whose CPU the README shows."""
+GPU = "nvidia-h200"
+"""Folder of the GPU."""
 ROWS = (
     "patch_entropy 1792x1792 CHW",
     "patch_entropy 1792x1792 HWC",
@@ -69,17 +76,112 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+GPU_ROWS = (
+    "patch_entropy page_16384 uint8",
+    "patch_entropy_from_pixels page_16384 float32",
+    "complexity_plan + segmented_topk page_16384 float32",
+    "complexity_plan + segmented_topk sixty_four_1024 float32",
+    "text_to_vision_scores page_16384_64 bfloat16",
+    "compact_kv_ late_16384 bfloat16",
+    "compact_rows late_16384 bfloat16",
+)
+"""Rows of the GPU's table shown, in order; each with its fastest backend."""
+
+
+def gpu_table(folder: Path) -> str:
+    """The operators on one GPU."""
+    facts, results = device_report.load_results(folder / "operators.json")
+    known = {result.row: result for result in results}
+    lines = [
+        f"| operator, {facts['device']} | ours | of copy / matmul | vs published formula "
+        "| vs compiled torch |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name in GPU_ROWS:
+        result = known[name]
+        best = _fastest(result)
+        shares = f"{result.share(best, device_report.COPY):.0%}"
+        if result.operations:
+            shares += f" / {result.share(best, device_report.MULTIPLY):.0%}"
+        ratios = [_ratio(result, best, peer) for peer in (PUBLISHED, COMPILED)]
+        micro = result.seconds[best].median * 1e6
+        lines.append(f"| `{name}` | {micro:.1f} µs | {shares} | {' | '.join(ratios)} |")
+    lines += [
+        "",
+        f"{facts['device']}, driver {facts['driver']}, torch {facts['torch']}, "
+        f"triton {facts['triton']}; CUDA-graph replays on cold caches; copy "
+        f"{facts['copy bandwidth']}; all rows, spreads and provenance in "
+        f"[bench/results](bench/results/{folder.name}).",
+    ]
+    return "\n".join(lines)
+
+
+def tables(results: Path = report.RESULTS) -> str:
+    """Everything between the README's marks."""
+    parts = [table(results / DEVICE)]
+    if (results / GPU / "operators.json").exists():
+        parts.insert(0, gpu_table(results / GPU))
+    return "\n\n".join(parts)
+
+
+MEASURED = re.compile(r"(<!-- measured:(.+?) -->\n).*?(<!-- /measured -->)", re.DOTALL)
+
+
+def measured(operator: str, results: Path = report.RESULTS) -> str:
+    """A table of the rows that begin with ``operator``: a GPU's headline rows, one CPU thread."""
+    lines: list[str] = []
+    path = results / GPU / "operators.json"
+    if path.exists():
+        facts, on_gpu = device_report.load_results(path)
+        for result in on_gpu:
+            if result.row in GPU_ROWS and result.row.startswith(f"{operator} "):
+                best = _fastest(result)
+                ratios = [_ratio(result, best, peer) for peer in (PUBLISHED, PLAIN, COMPILED)]
+                time = f"{result.seconds[best].median * 1e6:.1f} µs"
+                shape = result.row.removeprefix(operator).strip()
+                lines.append(f"| {facts['device']}: {shape} | {time} | {' | '.join(ratios)} |")
+    facts, on_cpu = report.load_results(results / DEVICE / "operators.json")
+    for row in on_cpu:
+        if row.threads == 1 and row.row.startswith(f"{operator} "):
+            ratios = [f"{row.ratio(peer):.1f}x" for peer in report.PEERS]
+            time = f"{row.seconds[report.OURS].median * 1e3:.2f} ms"
+            shape = row.row.removeprefix(operator).strip()
+            lines.append(
+                f"| {facts['device']}, one thread: {shape} | {time} | {' | '.join(ratios)} | - |"
+            )
+    head = ["| measured on | ours | vs by hand | vs best plain torch | vs compiled |"]
+    return "\n".join([*head, "|---|---:|---:|---:|---:|", *lines])
+
+
+def _fastest(result: device_report.DeviceResult) -> str:
+    timed = [backend for backend in result.backends if backend in result.seconds]
+    return min(timed, key=lambda backend: result.seconds[backend].median)
+
+
+def _ratio(result: device_report.DeviceResult, backend: str, peer: str) -> str:
+    return f"{result.ratio(backend, peer):.1f}x" if peer in result.seconds else "not measured"
+
+
+def filled(text: str) -> str:
+    """A page with a fresh table between the marks of every operator."""
+    return MEASURED.sub(lambda found: found[1] + measured(found[2]) + "\n" + found[3], text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="fail where the table is stale")
+    parser.add_argument("--check", action="store_true", help="fail where a table is stale")
     arguments = parser.parse_args()
     text = README.read_text()
     head, rest = text.split(START)
     _, tail = rest.split(END)
-    fresh = f"{head}{START}\n{table(ROOT / 'bench' / 'results' / DEVICE)}\n{END}{tail}"
+    fresh = {
+        README: f"{head}{START}\n{tables()}\n{END}{tail}",
+        OPERATORS: filled(OPERATORS.read_text()),
+    }
     if arguments.check:
-        return int(fresh != text)
-    README.write_text(fresh)
+        return int(any(page.read_text() != text for page, text in fresh.items()))
+    for page, text in fresh.items():
+        page.write_text(text)
     return 0
 
 

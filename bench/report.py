@@ -12,8 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.machine import ROOT
 from bench.rows import OURS, PLAIN, PUBLISHED, Row
 
+RESULTS = ROOT / "bench" / "results"
 PEERS = (PUBLISHED, PLAIN)
 MIB = 1 << 20
 

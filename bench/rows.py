@@ -29,6 +29,8 @@ IMPLEMENTATIONS = (OURS, PUBLISHED, PLAIN)
 
 ENTROPY_TOLERANCE = 2e-6  # nats; the published formula adds 1e-10 to each of 256 bins, in float32
 THRESHOLDS = torch.tensor([1.69049, 1.34717, 1.17186])  # nats, Qwen2.5-VL-7B, ERASE table 13
+CPU_CASES = ("photo_4096", "page_16384", "eight_1280")
+"""Shapes timed on the CPU; a GPU times all of them (`bench.device_rows`)."""
 RATIOS = (0.82675, 0.75141, 0.49467, 0.40339)  # kept at each level, ERASE table 13
 
 
@@ -212,9 +214,7 @@ def _compact_rows(sizes: dict[str, Any], dtype: torch.dtype) -> Prepared:
 
 def _entropy_rows() -> list[Row]:
     rows = []
-    for case in cases("patch_entropy"):
-        if case.name not in ("photo_4096", "page_16384"):
-            continue
+    for case in _cpu_cases("patch_entropy"):
         for hwc in (False, True):
             name = f"patch_entropy {_size(case)} {'HWC' if hwc else 'CHW'}"
             rows.append(
@@ -226,13 +226,15 @@ def _entropy_rows() -> list[Row]:
                     memory_peer=PUBLISHED,
                 )
             )
-    photo = next(c for c in cases("patch_entropy_from_pixels") if c.name == "photo_4096")
-    page = dataclasses.replace(photo, sizes={**photo.sizes, "height": 3584, "width": 3584})
-    for case in (photo, page):
+    for case in _cpu_cases("patch_entropy_from_pixels"):
         name = f"patch_entropy_from_pixels {_size(case)} fp32"
         prepare = lambda case=case: _pixel_entropy(case.sizes)  # noqa: E731
         rows.append(Row(name, prepare, {PUBLISHED: 10.0}))
     return rows
+
+
+def _cpu_cases(operator: str) -> list[Case]:
+    return [case for case in cases(operator) if case.name in CPU_CASES]
 
 
 def _size(case: Case) -> str:
@@ -242,19 +244,19 @@ def _size(case: Case) -> str:
 def all_rows() -> list[Row]:
     """Every row, in the order of the table."""
     rows = _entropy_rows()
-    for case in cases("complexity_plan"):
+    for case in _cpu_cases("complexity_plan"):
         name = f"complexity_plan + segmented_topk {case.name}"
         rows.append(Row(name, lambda case=case: _selection(case.sizes)))
-    for case in cases("text_to_vision_scores"):
+    for case in _cpu_cases("text_to_vision_scores"):
         name = f"text_to_vision_scores {case.name} fp32"
         targets = {PUBLISHED: 3.0, PLAIN: 1.0}
         prepare = lambda case=case: _scores(case.sizes, torch.float32)  # noqa: E731
         rows.append(Row(name, prepare, targets, memory_target=0.10))
-    for case in cases("compact_kv_"):
+    for case in _cpu_cases("compact_kv_"):
         for dtype in (torch.float32, torch.bfloat16):
             name = f"compact_kv_ {case.sizes['layers']} layers {case.name} {str(dtype)[6:]}"
             rows.append(Row(name, lambda case=case, dtype=dtype: _compact_kv(case.sizes, dtype)))
-    for case in cases("compact_rows"):
+    for case in _cpu_cases("compact_rows"):
         name = f"compact_rows {case.name} fp32"
         rows.append(Row(name, lambda case=case: _compact_rows(case.sizes, torch.float32)))
     return rows

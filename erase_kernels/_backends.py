@@ -22,6 +22,8 @@ BACKENDS = ("reference", "native", "triton")
 OLDEST_TRITON = (3, 6)  # paired with torch 2.11
 INTERPRETER_SWITCH = "TRITON_INTERPRET"  # triton's own: 1 runs kernels on the CPU, slowly
 
+CUDA_BUILT = torch.backends.cuda.is_built()  # a constant here: a tracer cannot ask
+
 _warned_reference = False
 
 
@@ -68,7 +70,7 @@ def _triton_reason(device: torch.device) -> str:
     if TRITON.reason:
         return TRITON.reason
     wanted = "cpu" if TRITON.interpreted else "cuda"
-    if device.type == wanted == "cuda" and not torch.backends.cuda.is_built():
+    if device.type == wanted == "cuda" and not CUDA_BUILT:
         return "this torch was built without CUDA"
     if device.type == wanted:
         return ""

@@ -45,7 +45,8 @@ _MESSAGES = {
 
 @functools.cache
 def _word(device: torch.device) -> Tensor:
-    return torch.zeros(1, dtype=torch.int32, device=device)
+    with torch.inference_mode(False):  # it is cleared outside of that mode too
+        return torch.zeros(1, dtype=torch.int32, device=device)
 
 
 def status_word(device: torch.device) -> Tensor:

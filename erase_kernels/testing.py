@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,117 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from erase_kernels._schemas import NAMESPACE
 from erase_kernels.pixel_layout import PixelLayout
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A shape some real model or image gives an operator.
-
-    Attributes:
-        operator: public function.
-        name: unique within the operator.
-        sizes: arguments of the operator's input factory.
-        source: where the shape comes from.
-    """
-
-    operator: str
-    name: str
-    sizes: dict[str, Any]
-    source: str
-
-
-CASES: list[Case] = [
-    Case(
-        "patch_entropy",
-        "one_cell",
-        {"height": 28, "width": 28, "patch_size": 28},
-        "smallest image of the Qwen2-VL processor",
-    ),
-    Case(
-        "patch_entropy",
-        "photo_4096",
-        {"height": 1792, "width": 1792, "patch_size": 28},
-        "4 096 visual tokens of Qwen2.5-VL, about a 3-megapixel photograph",
-    ),
-    Case(
-        "patch_entropy",
-        "page_16384",
-        {"height": 3584, "width": 3584, "patch_size": 28},
-        "16 384 visual tokens, the limit of the published evaluation of Qwen2.5-VL",
-    ),
-    Case(
-        "patch_entropy",
-        "qwen3_page",
-        {"height": 1408, "width": 992, "patch_size": 32},
-        "an A4 page at 120 dpi in Qwen3-VL's 32-pixel cells",
-    ),
-    Case(
-        "patch_entropy_from_pixels",
-        "photo_4096",
-        {"height": 1792, "width": 1792, "layout": "qwen"},
-        "the photograph above as Qwen2.5-VL's processor hands it over",
-    ),
-    Case(
-        "patch_entropy_from_pixels",
-        "tiles_12",
-        {"height": 1344, "width": 1792, "layout": "tiles"},
-        "twelve 448-pixel tiles of InternVL",
-    ),
-    Case(
-        "complexity_plan",
-        "photo_4096",
-        {"images": 1, "cells": 4096, "ratio": 0.15},
-        "the photograph above; 15% kept, as in the paper's main table",
-    ),
-    Case(
-        "complexity_plan",
-        "page_16384",
-        {"images": 1, "cells": 16384, "ratio": 0.15},
-        "the page above",
-    ),
-    Case(
-        "complexity_plan",
-        "eight_1280",
-        {"images": 8, "cells": 1280, "ratio": 0.15},
-        "eight images of the least size of the published evaluation",
-    ),
-    Case(
-        "text_to_vision_scores",
-        "photo_4096",
-        {"heads": 28, "key_heads": 4, "depth": 128, "keys": 4096, "rows": 40},
-        "Qwen2.5-VL-7B, a photograph and a short question",
-    ),
-    Case(
-        "text_to_vision_scores",
-        "page_16384",
-        {"heads": 28, "key_heads": 4, "depth": 128, "keys": 16384, "rows": 40},
-        "Qwen2.5-VL-7B, the page",
-    ),
-    Case(
-        "compact_kv_",
-        "photo_4096",
-        {"layers": 17, "key_heads": 4, "keys": 4096, "depth": 128, "ratio": 0.15},
-        "layers 0 to 16 of Qwen2.5-VL-7B, whose late pruning layer is 16",
-    ),
-    Case(
-        "compact_kv_",
-        "page_16384",
-        {"layers": 17, "key_heads": 4, "keys": 16384, "depth": 128, "ratio": 0.15},
-        "the same for the page",
-    ),
-    Case(
-        "compact_rows",
-        "photo_4096",
-        {"keys": 4096, "hidden": 3584, "depth": 128, "ratio": 0.15},
-        "hidden states and rotary tables of Qwen2.5-VL-7B",
-    ),
-]
-
-
-def cases(operator: str) -> list[Case]:
-    """The cases of one operator."""
-    return [case for case in CASES if case.operator == operator]
-
+from erase_kernels.testing_cases import CASES as CASES
+from erase_kernels.testing_cases import Case as Case
+from erase_kernels.testing_cases import cases as cases
 
 # --- entropy ---------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from erase.demo_assets import load_tokenizer
+from tests.hf.place import DEVICE
 
 FAMILIES = ("qwen2_5_vl", "qwen2_vl")
 TEXT_LAYERS = 6
@@ -102,7 +103,7 @@ def _initialise(model: torch.nn.Module, seed: int) -> None:
 
 
 def build_model(family: str, attention: str = "sdpa", seed: int = 7, **text_overrides):
-    """A fresh model in fp32 eval mode; never emits special tokens when decoding greedily."""
+    """A fresh fp32 model on the device in eval mode; greedily it never emits special tokens."""
     config_class, model_class = {
         "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
         "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
@@ -121,12 +122,20 @@ def build_model(family: str, attention: str = "sdpa", seed: int = 7, **text_over
         model.lm_head.weight[:special_count] = 0.0
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    return model.requires_grad_(False)
+    return model.requires_grad_(False).to(DEVICE)
 
 
-_cached_model = functools.cache(build_model)
+@functools.cache
+def _cached_model(family: str, attention: str, dtypes: tuple[torch.dtype, ...]):
+    model = build_model(family, attention)
+    for dtype in dtypes:
+        model = model.to(dtype)
+    return model
 
 
-def shared_model(family: str, attention: str = "sdpa"):
-    """One model per family and attention for the whole run; tests leave it as they found it."""
-    return _cached_model(family, attention)
+def shared_model(family: str, attention: str = "sdpa", *dtypes: torch.dtype):
+    """One model per family and attention for the whole run; tests leave it as they found it.
+
+    It is cast to ``dtypes`` in turn: half precision and then fp32 gives the half model's weights.
+    """
+    return _cached_model(family, attention, dtypes)

@@ -42,22 +42,32 @@ def rotate(
     return x * cos[:, None] + turned * sin[:, None]
 
 
+def _double(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().double().cpu()
+
+
 class Oracle:
     """Masks an unpatched eager model so that it computes what the pruned one must.
+
+    Its own state is on the CPU, wherever the model is.
 
     Args:
         model: stock model with ``attn_implementation="eager"``.
         config: anything with the fields of the ERASE configuration.
         images: resized uint8 images [3, H, W], in the order in which the coming prefills use them.
+        follow: reports whose stage-2 choices replace its own; it still scores for itself.
     """
 
-    def __init__(self, model: Any, config: Any, images: list[np.ndarray]) -> None:
+    def __init__(
+        self, model: Any, config: Any, images: list[np.ndarray], follow: list[Any] | None = None
+    ) -> None:
         assert model.config.get_text_config()._attn_implementation == "eager"
         self.model = model
         self.config = config
         self.turns: list[Turn] = []
         self.other_prefills = 0  # prefills without images
         self._images = list(images)
+        self._follow = follow
         self._handles: list[Any] = []
         self._hidden: torch.Tensor | None = None  # bool [B, L]: columns pruned for good
         self._valid: torch.Tensor | None = None  # bool [B, L]: not padding
@@ -95,7 +105,7 @@ class Oracle:
     # -- one forward ---------------------------------------------------------------------------
 
     def _begin(self, module: Any, args: tuple, kwargs: dict) -> None:
-        ids = kwargs["input_ids"]
+        ids = kwargs["input_ids"].cpu()
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None or len(cache.layers) == 0 else cache.layers[0].get_seq_length()
         self._extend_state(ids, past, kwargs.get("attention_mask"))
@@ -121,7 +131,7 @@ class Oracle:
             self._valid = torch.cat([self._valid[:, :past], ~new], dim=1)
         if mask is not None:
             assert mask.shape == self._valid.shape
-            self._valid = mask.bool().clone()
+            self._valid = mask.bool().cpu().clone()
 
     def _choose_rows(self, ids: torch.Tensor, image: torch.Tensor, past: int) -> list[RowChoice]:
         video = ids == self.model.config.video_token_id
@@ -158,8 +168,10 @@ class Oracle:
         causal = torch.arange(total)[None, :] <= rows
         allowed = causal[None] & (self._valid & ~hidden)[:, None, :]
         dtype = args[0].dtype
-        mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
-        return args, {**kwargs, "attention_mask": mask[:, None]}
+        # Also in float64 a number that fp32 has: the softmax is in fp32, and padding sees nothing.
+        lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+        mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, lowest)
+        return args, {**kwargs, "attention_mask": mask[:, None].to(args[0].device)}
 
     def _hidden_at(self, index: int) -> torch.Tensor:
         """Stage-1 set up to the row's layer, final set above it."""
@@ -178,12 +190,14 @@ class Oracle:
         rows = self._now.rows
         if rows is None or not any(row.wanted_layer == index for row in rows):
             return
-        weights = output[1].detach().double()  # [B, H, S, past + S]
+        weights = _double(output[1])  # [B, H, S, past + S]
         if self.config.query == "released":
-            weights = self._released_weights(module, kwargs).detach()
+            weights = self._released_weights(module, kwargs)
         for b, row in enumerate(rows):
             if row.wanted_layer == index:
                 self._finish_row(index, row, weights[b].mean(0))
+                if self._follow is not None:
+                    row.kept = self._follow[len(self.turns) - 1].rows[b].kept.tolist()
         self._commit(rows)
 
     def _finish_row(self, index: int, row: RowChoice, weights: torch.Tensor) -> None:
@@ -201,11 +215,11 @@ class Oracle:
 
     def _released_weights(self, module: Any, kwargs: dict) -> torch.Tensor:
         """float64 [B, H, S, L]: queries of the layer's un-normalised input, keys of the layer."""
-        cos, sin = (t.double() for t in kwargs["position_embeddings"])
+        cos, sin = map(_double, kwargs["position_embeddings"])
         sections = self.model.config.get_text_config().rope_parameters["mrope_section"]
 
         def heads(projection: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-            y = x.double() @ projection.weight.double().T + projection.bias.double()
+            y = _double(x) @ _double(projection.weight).T + _double(projection.bias)
             y = y.view(*x.shape[:2], -1, module.head_dim).transpose(1, 2)
             return rotate(y, cos, sin, sections)
 
@@ -213,9 +227,8 @@ class Oracle:
         key = heads(module.k_proj, kwargs["hidden_states"])
         cache = kwargs.get("past_key_values")
         if cache is not None:
-            key = torch.cat(
-                [cache.layers[module.layer_idx].keys[:, :, : self._now.past].double(), key], dim=2
-            )
+            past = cache.layers[module.layer_idx].keys[:, :, : self._now.past]
+            key = torch.cat([_double(past), key], dim=2)
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        logits = query @ key.transpose(2, 3) * module.scaling + kwargs["attention_mask"].double()
+        logits = query @ key.transpose(2, 3) * module.scaling + _double(kwargs["attention_mask"])
         return torch.softmax(logits, dim=-1)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLImageProcessor
 
 from erase.demo_assets import load_processor
+from tests.hf.place import put
 
 CELL = 28
 """Pixels along one side of a merged visual token: patch 14 times merge 2."""
@@ -96,7 +97,7 @@ def image_to_cells(image: np.ndarray) -> np.ndarray:
 def split_images(pixel_values: torch.Tensor, grids: torch.Tensor) -> list[np.ndarray]:
     """Per-image arrays [C, H, W] out of the concatenated patches of a batch."""
     lengths = [int(grid.prod()) for grid in grids]
-    parts = pixel_values.float().numpy()
+    parts = pixel_values.float().cpu().numpy()
     offsets = np.cumsum([0, *lengths])
     return [
         cells_to_image(parts[a:b], tuple(int(v) for v in grid))
@@ -142,7 +143,7 @@ class Video:
 
 @dataclass
 class Prompt:
-    """Model inputs of a batch, and the resized uint8 images in the order the model sees them."""
+    """Model inputs on the device, and the resized uint8 images in the order the model sees them."""
 
     inputs: dict[str, torch.Tensor]
     images: list[np.ndarray]
@@ -180,7 +181,7 @@ def encode(
         inputs = dict(processor(text=texts, images=pictures, padding=True, return_tensors="pt"))
     else:
         inputs = _encode_with_videos(processor, texts, pictures, videos)
-    return Prompt(inputs, resized_uint8(images) if images else [])
+    return Prompt(put(inputs), resized_uint8(images) if images else [])
 
 
 def _encode_with_videos(processor, texts: list[str], pictures, videos: list[Video]) -> dict:

@@ -84,7 +84,7 @@ COMPILED = _backends.TritonStatus("3.7.1")
 @pytest.fixture
 def with_cuda(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A torch with CUDA and compiled kernels, as far as the choice is concerned."""
-    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(_backends, "CUDA_BUILT", True)
     monkeypatch.setattr(_backends, "TRITON", COMPILED)
     return monkeypatch
 

@@ -24,12 +24,14 @@ OPERATORS = [
 ]
 SOURCES = [
     path
-    for folder in ("erase", "erase_kernels", "bench", "tests", "csrc")
+    for folder in ("erase", "erase_kernels", "bench", "tests", "tools", "csrc")
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh")
 ]
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50  # of the body, without the docstring
+LONGER = "Longer than most:"  # in the docstring of a function that cannot be cut, with the reason
+MAX_LONGER_LINES = 60
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -70,7 +72,11 @@ def test_environment_variables_are_the_documented_ones() -> None:
     """Names in the table are read somewhere, and nothing else is."""
     table = set(re.findall(r"ERASE_[A-Z_]+", GUIDE.split("### Environment variables")[1]))
     read = set()
-    for path in [ROOT / "setup.py", *(p for p in SOURCES if "tests" not in p.parts)]:
+    for path in [
+        ROOT / "setup.py",
+        ROOT / "tests" / "conftest.py",
+        *(p for p in SOURCES if "tests" not in p.parts),
+    ]:
         read |= set(re.findall(r"""["'](ERASE_[A-Z_]+)["']""", path.read_text()))
     assert read == table
 
@@ -87,4 +93,7 @@ def test_sizes(path: Path) -> None:
             inner = [n for n in node.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
             lines = node.end_lineno - (start or node.lineno)
             lines -= sum((n.end_lineno or n.lineno) - n.lineno for n in inner)
-            assert lines < MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
+            allowed = MAX_FUNCTION_LINES
+            if LONGER in (ast.get_docstring(node) or ""):
+                allowed = MAX_LONGER_LINES
+            assert lines < allowed, f"{node.name} has {lines} lines"

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "erase_kernels.reference": {"_checks", "_numerics"},
     "erase_kernels._backends": {"_native", "_schemas", "triton_kernels"},
-    "erase_kernels.triton_kernels": {"_numerics", "_status", "triton_kernels"},
+    "erase_kernels.triton_kernels": {"_numerics", "_status", "pixel_layout", "triton_kernels"},
     "erase_kernels._native": {"_source_hash"},
     "erase_kernels._schemas": {"_numerics"},
     "erase_kernels._numerics": set(),
@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "erase_kernels._status": set(),
     "erase_kernels._source_hash": set(),
     "erase_kernels.pixel_layout": {"_checks"},
-    "erase_kernels.testing": {"_schemas", "pixel_layout", "testing_selection"},
+    "erase_kernels.testing": {"_schemas", "pixel_layout", "testing_cases", "testing_selection"},
     "erase_kernels.testing_selection": {"reference", "testing"},
 }
 # Third-party packages the operators may need; transformers is none of them.

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from erase.report import PrefillReport
+from erase.transfer import moved
 from erase_kernels import compact_kv_, compact_rows
 
 CACHE_REFUSALS = {
@@ -178,7 +179,7 @@ class _PrunedCache(_AnyCache):
         if name == "batch_repeat_interleave":
             valid = valid.repeat_interleave(argument, dim=0)
         else:
-            valid = valid[argument.to(valid.device)]
+            valid = valid[moved(argument, valid.device)]
         # A new state: shallow copies of this cache share the old one.
         self._erase = dataclasses.replace(self._erase, valid=valid)
 

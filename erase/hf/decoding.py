@@ -9,6 +9,7 @@ from torch import Tensor
 
 from erase.hf.cache import CacheState, physical_length
 from erase.hf.masks import past_validity, slot_mask
+from erase.transfer import moved
 
 
 def continue_decoding(config: Any, state: CacheState, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def continue_decoding(config: Any, state: CacheState, kwargs: dict[str, Any]) ->
     if mask is None:
         new = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
     else:
-        new = mask[:, -length:].to(embeds.device, torch.bool)
+        new = moved(mask[:, -length:], embeds.device, torch.bool)
     valid = new if old is None else torch.cat([old, new], dim=1)
     kwargs["attention_mask"] = slot_mask(
         config, valid, batch, length, past, embeds.dtype, embeds.device

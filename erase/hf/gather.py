@@ -12,17 +12,18 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from erase.transfer import upload
 from erase_kernels import compact_rows
 
 
 def offsets_of(counts: Sequence[int], device: torch.device) -> Tensor:
     """Exclusive prefix sums with the total at the end, i32 [len(counts) + 1]."""
-    return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
+    return upload([0, *accumulate(counts)], torch.int32, device)
 
 
 def int32(values: Sequence[int], device: torch.device) -> Tensor:
     """A small i32 vector on ``device``."""
-    return torch.tensor(list(values), dtype=torch.int32, device=device)
+    return upload(list(values), torch.int32, device)
 
 
 def pack_index(mask: Tensor, width: int) -> Tensor:
@@ -68,8 +69,8 @@ def chosen_flags(chosen: Tensor, offsets: Tensor, counts: Sequence[int], total: 
     """
     starts = offsets[owners_of(counts, offsets.device)]
     flags = torch.zeros(total, dtype=torch.bool, device=offsets.device)
-    flags[(chosen + starts).to(torch.int64)] = True
-    return flags
+    # Not by assignment, which would copy its value to the device and wait.
+    return flags.index_fill_(0, (chosen + starts).to(torch.int64), True)
 
 
 def filled(counts: Tensor, width: int) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.utils.generic import is_flash_attention_requested
 
+from erase.transfer import moved
+
 
 def slot_mask(
     config: Any,
@@ -73,5 +75,5 @@ def past_validity(
         rest = torch.ones(batch, tail, dtype=torch.bool, device=device)
     else:
         end = mask.shape[1] - skip
-        rest = mask[:, end - tail : end].to(device=device, dtype=torch.bool)
-    return torch.cat([head.to(device), rest], dim=1)
+        rest = moved(mask[:, end - tail : end], device, torch.bool)
+    return torch.cat([moved(head, device), rest], dim=1)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from erase.hf.gather import chosen_flags, offsets_of
 from erase.methods import ImagePlan, ImageSignals, Method, RowPlan
-from erase_kernels import SegmentedTopK
+from erase.transfer import download, moved
+from erase_kernels import SegmentedTopK, raise_for_status, status_word
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def plan_images(
     """Everything the host must know about a prefill, at the price of one small copy.
 
     Raises:
-        ValueError: the prompt's image tokens are not those of the images.
+        ValueError: the prompt's image tokens are not those of the images; a device found bad data.
     """
     batch, length = image.shape
     encoded = _signals(entropies, range(len(entropies)), image.device)
@@ -78,9 +79,9 @@ def plan_images(
     counted.append(_row_counts(valid, batch, length, image.device))
     counted.append(_row_counts(past_valid, batch, past, image.device))
     counted.append(torch.zeros_like(counted[0]) if valid is None else (image & ~valid).sum(1))
-    packed = torch.cat([draft.median.view(torch.int32), draft.level, draft.count]).to(image.device)
-    host = torch.cat([packed, *(c.to(torch.int32) for c in counted)])
-    values = host.tolist()  # the one device-to-host copy of a prefill
+    drafted = [draft.median.view(torch.int32), draft.level, draft.count]
+    devices = list(dict.fromkeys([image.device, entropies[0].device]))
+    values = _read([*drafted, *(c.to(torch.int32) for c in counted)], devices)
 
     total = len(entropies)
     medians = struct.unpack(f"{total}f", struct.pack(f"{total}i", *values[:total]))
@@ -110,11 +111,24 @@ def plan_images(
     return plan
 
 
+def _read(parts: Sequence[Tensor], devices: Sequence[torch.device]) -> list[int]:
+    """Numbers of i32 vectors on the first of ``devices``: the one copy of a prefill to the host.
+
+    It brings along what kernels of ``devices`` found wrong since the last one, which is raised
+    here: bad pixels of this prefill, or NaN scores of an earlier one.
+    """
+    words = [moved(status_word(device), devices[0]) for device in devices]
+    values: list[int] = download(torch.cat([*words, *parts]))
+    for device, status in zip(devices, values, strict=False):
+        raise_for_status(status, device)
+    return values[len(words) :]
+
+
 def _signals(
     entropies: Sequence[Tensor], order: Sequence[int], device: torch.device
 ) -> ImageSignals:
     sizes = tuple(len(entropies[i]) for i in order)
-    entropy = torch.cat([entropies[i] for i in order]).to(device)
+    entropy = moved(torch.cat([entropies[i] for i in order]), device)
     return ImageSignals(entropy, sizes, offsets_of(sizes, device))
 
 

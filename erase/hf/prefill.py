@@ -20,6 +20,7 @@ from erase.hf.scoring import RowScores, Scored, score_rows
 from erase.hf.signals import APPROXIMATE_KEY, entropies_in
 from erase.hf.slots import Move, Slots, join_valid
 from erase.methods import Method
+from erase.transfer import moved
 from erase_kernels import compact_rows
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ class Prefill:
             self.length,
             self.device,
         )
-        valid = None if mask is None else mask[:, -self.length :].to(self.device, torch.bool)
+        valid = None
+        if mask is not None:
+            valid = moved(mask[:, -self.length :], self.device, torch.bool)
         image, video = self._modality_masks()
         text = ~(image | video) if valid is None else ~(image | video) & valid
         # Assisted generation appends tokens that it may take back: they must not choose.
@@ -102,8 +105,8 @@ class Prefill:
         base = architecture.base
         if self.input_ids is None:
             masks = base.get_placeholder_mask(None, inputs_embeds=self.inputs_embeds)
-            return masks[0][..., 0].to(self.device), masks[1][..., 0].to(self.device)
-        ids = self.input_ids.to(self.device)
+            return moved(masks[0][..., 0], self.device), moved(masks[1][..., 0], self.device)
+        ids = moved(self.input_ids, self.device)
         image = torch.eq(ids, architecture.image_token_id)
         if architecture.video_token_id is None:
             return image, torch.zeros_like(image)

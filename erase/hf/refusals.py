@@ -11,6 +11,7 @@ from erase.hf.architecture import Architecture
 from erase.hf.cache import CACHE_REFUSALS, check_cache, physical_length
 from erase.hf.current import assisted
 from erase.hf.signals import entropies_in
+from erase.transfer import download
 
 IMAGE_TOKEN_TYPE = 1
 """Value of ``mm_token_type_ids`` at image tokens."""
@@ -116,7 +117,7 @@ def check_images_have_pixels(architecture: Architecture, call: dict[str, Any]) -
         images = torch.eq(kinds[:, -tokens.shape[1] :], IMAGE_TOKEN_TYPE)
     else:
         return
-    if bool(images.any()):
+    if download(images.any().reshape(1))[0]:
         raise ValueError(
             "pixel_values: the prompt has image tokens but no pixels came with it, so it cannot "
             "be pruned; pass pixel_values"

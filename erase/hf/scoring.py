@@ -11,6 +11,7 @@ from torch import Tensor
 from erase.hf.gather import chosen_flags, flat_index, int32, offsets_of, owners_of
 from erase.hf.slots import Move, join_valid
 from erase.methods import LayerSignals
+from erase.transfer import upload
 from erase_kernels import segmented_topk
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def score_rows(
     plan, slots, device = prefill.plan, prefill.slots, prefill.device
     rows = plan.rows_pruned_after(layer)
     here = [b in rows for b in range(slots.batch)]
-    in_event = torch.tensor(here, dtype=torch.bool, device=device)[:, None]
+    in_event = upload(here, torch.bool, device)[:, None]
     candidates = slots.visual & in_event
     column_counts = [n if b else 0 for n, b in zip(plan.entered, here, strict=True)]
     columns = flat_index(candidates, sum(column_counts))

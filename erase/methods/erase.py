@@ -22,6 +22,7 @@ from erase.methods._protocol import (
     Signal,
 )
 from erase.methods.presets import PRESETS, find_preset, layers_by_rule
+from erase.transfer import upload
 from erase_kernels import (
     SegmentedTopK,
     complexity_plan,
@@ -202,8 +203,8 @@ class EraseConfig:
         plan = complexity_plan(
             images.entropy,
             images.offsets,
-            torch.tensor(self.entropy_thresholds, dtype=torch.float32, device=device),
-            torch.tensor(table, dtype=torch.int32, device=device).reshape(-1, levels),
+            upload(self.entropy_thresholds, torch.float32, device),
+            upload(table, torch.int32, device).reshape(-1, levels),
         )
         return Draft(plan.median, plan.level, plan.count)
 
@@ -228,7 +229,7 @@ class EraseConfig:
 
     def select(self, images: ImageSignals, counts: Sequence[int]) -> SegmentedTopK:
         """Cells of highest entropy of each image, ascending, ties to the lowest index."""
-        wanted = torch.tensor(counts, dtype=torch.int32, device=images.entropy.device)
+        wanted = upload(counts, torch.int32, images.entropy.device)
         return segmented_topk(images.entropy, images.offsets, wanted, sum(counts))
 
     def score(self, layer: LayerSignals) -> Tensor:

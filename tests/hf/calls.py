@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 
+from tests.hf.place import DEVICE
 from tests.prompts import MERGE, Prompt
 
 NEW_TOKENS = 6
+FORCED_TOKENS = (21, 300, 22)
 
 
 @dataclass
 class Outcome:
     """What one run of a case produced."""
 
-    logits: list[torch.Tensor] = field(default_factory=list)  # [B, V], or [B, positions, V]
+    # On the CPU: [B, V], or [B, positions, V].
+    logits: list[torch.Tensor] = field(default_factory=list)
     # Columns of 3-D logits; None for 2-D ones.
     positions: list[list[int] | None] = field(default_factory=list)
     tokens: list[torch.Tensor] = field(default_factory=list)  # generated ids of each turn
@@ -29,7 +32,7 @@ class Outcome:
     text: str | None = None
 
     def add(self, logits: torch.Tensor, positions: list[int] | None = None) -> None:
-        self.logits.append(logits.detach().clone())
+        self.logits.append(logits.detach().cpu().clone())
         self.positions.append(positions)
 
 
@@ -203,7 +206,28 @@ def keep_last_logits(model: Any, prompts: list[Prompt]) -> Outcome:
 def keep_chosen_logits(model: Any, prompts: list[Prompt]) -> Outcome:
     out = Outcome()
     chosen = [1, 4, prompts[0].length - 7, prompts[0].length - 1]
-    result = model(**prompts[0].inputs, logits_to_keep=torch.tensor(chosen))
+    result = model(**prompts[0].inputs, logits_to_keep=torch.tensor(chosen, device=DEVICE))
     out.add(result.logits, chosen)
     out.cache = result.past_key_values
+    return out
+
+
+def forced_loop(model: Any, prompts: list[Prompt]) -> Outcome:
+    """model(...) with a cache, then given tokens: what is fed does not depend on rounding."""
+    out = Outcome()
+    inputs = prompts[0].inputs
+    result = model(**inputs, use_cache=True)
+    out.add(result.logits, list(range(prompts[0].length)))
+    mask = inputs["attention_mask"]
+    for token in FORCED_TOKENS:
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        position = mask.sum(-1, keepdim=True) - 1 + model.model.rope_deltas
+        result = model(
+            input_ids=torch.full_like(mask[:, :1], token),
+            attention_mask=mask,
+            position_ids=position[None].expand(3, -1, -1),
+            past_key_values=result.past_key_values,
+        )
+        out.add(result.logits[:, -1])
+    out.cache, out.generated = result.past_key_values, len(FORCED_TOKENS)
     return out

@@ -17,8 +17,10 @@ from transformers import (
 )
 
 import erase
+from erase_kernels import check_status
 from tests.hf.cases import BASE_CONFIG
 from tests.hf.common import snapshot
+from tests.hf.place import DEVICE
 from tests.models import TEXT_LAYERS, build_model, shared_model
 from tests.prompts import Prompt, chat_processor, encode, image_processor, photo
 
@@ -225,13 +227,19 @@ def test_too_few_image_tokens(model: Any) -> None:
         model(**inputs)
 
 
+def answer(model: Any) -> None:
+    """A pruned answer; the CPU raises at once what it finds wrong, a GPU when it is asked."""
+    model.generate(**prompt().inputs, **GREEDY)
+    check_status(DEVICE)
+
+
 def test_scores_that_are_nan() -> None:
     broken = build_model("qwen2_5_vl")
     layer = BASE_CONFIG["late_layer"]
     broken.model.language_model.layers[layer].self_attn.q_proj.weight[3, 5] = float("nan")
     before = snapshot(broken)
     with pytest.raises(ValueError, match=r"quer|score"), erase.prune(broken, config()):
-        broken.generate(**prompt().inputs, **GREEDY)
+        answer(broken)
     assert snapshot(broken) == before
 
 

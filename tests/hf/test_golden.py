@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from pathlib import Path
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import erase
+from tests.hf.common import ERRORS_APART
+from tests.hf.place import BACKEND, DEVICE, ON_GPU, put
 from tests.prompts import CLIP_MEAN, CLIP_STD, TEMPORAL, image_to_cells
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -30,7 +33,7 @@ def model() -> Any:
     config = Qwen2_5_VLConfig(**json.loads((GOLDEN / "config.json").read_text()))
     built = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
     built.load_state_dict(load_file(GOLDEN / "weights.safetensors"))
-    return built.float().eval().requires_grad_(False)
+    return built.float().eval().requires_grad_(False).to(DEVICE)
 
 
 def pixel_values(image: torch.Tensor) -> torch.Tensor:
@@ -55,7 +58,7 @@ def recorded(case: str) -> tuple[dict, dict[str, torch.Tensor], dict[str, torch.
         "pixel_values": torch.cat([pixel_values(images[name]) for name in settings["inputs"]]),
         "image_grid_thw": tensors["image_grid_thw"].long(),
     }
-    return settings, tensors, inputs
+    return settings, tensors, put(inputs)
 
 
 def generate(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +70,19 @@ def generate(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tenso
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return out.sequences[:, -NEW_TOKENS:], torch.cat(out.logits)
+    return out.sequences[:, -NEW_TOKENS:].cpu(), torch.cat(out.logits).cpu()
+
+
+@functools.cache
+def tolerance(case: str) -> float:
+    """Of logits, keys and values; not below what fp32 costs the unpruned model on a GPU."""
+    if not ON_GPU:
+        return LOGIT_TOLERANCE
+    inputs = recorded(case)[2]
+    with torch.no_grad():
+        single = model()(**inputs).logits[:, -1].double()
+        double = copy.deepcopy(model()).double()(**inputs).logits[:, -1]
+    return max(LOGIT_TOLERANCE, ERRORS_APART * float((single - double).abs().max()))
 
 
 def run(case: str) -> tuple[erase.Session, torch.Tensor, torch.Tensor]:
@@ -91,7 +106,7 @@ def test_unpruned_model_reproduces_the_recording(case: str) -> None:
     tokens, logits = generate(inputs)
     assert torch.equal(tokens, tensors["base.gen_tokens"].long())
     torch.testing.assert_close(
-        logits[:1], tensors["base.last_logits"], rtol=0, atol=LOGIT_TOLERANCE
+        logits[:1], tensors["base.last_logits"], rtol=0, atol=tolerance(case)
     )
 
 
@@ -102,7 +117,7 @@ def test_stage1(case: str) -> None:
     assert len(row.images) == len(settings["images"])
     for i, (got, want) in enumerate(zip(row.images, settings["images"], strict=True)):
         np.testing.assert_allclose(
-            got.entropy.numpy(),
+            got.entropy.cpu().numpy(),
             tensors[f"s1.{i}.entropies"].numpy(),
             rtol=0,
             atol=ENTROPY_TOLERANCE,
@@ -123,11 +138,11 @@ def test_stage2(case: str) -> None:
     order = original.argsort()
     assert row.candidates.tolist() == original[order].tolist()
     np.testing.assert_allclose(
-        row.scores.numpy(), tensors["s2.importance"][order].numpy(), rtol=SCORE_TOLERANCE
+        row.scores.cpu().numpy(), tensors["s2.importance"][order].numpy(), rtol=SCORE_TOLERANCE
     )
     assert row.kept.tolist() == tensors["s2.kept_original_pos_sorted"].tolist()
     assert session.report.kv_lengths == settings["kv_len_per_layer"]
-    assert set(session.report.backends.values()) == {"native"}
+    assert set(session.report.backends.values()) == {BACKEND}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -136,13 +151,13 @@ def test_cache_and_decoding(case: str) -> None:
     session, tokens, logits = run(case)
     assert tokens.tolist() == [settings["gen"]["tokens"]]
     assert torch.equal(tokens, tensors["gen.tokens"].long())
-    torch.testing.assert_close(logits, tensors["gen.logits"], rtol=0, atol=LOGIT_TOLERANCE)
+    torch.testing.assert_close(logits, tensors["gen.logits"], rtol=0, atol=tolerance(case))
     torch.testing.assert_close(
-        logits[:1], tensors["prefill.last_logits"], rtol=0, atol=LOGIT_TOLERANCE
+        logits[:1], tensors["prefill.last_logits"], rtol=0, atol=tolerance(case)
     )
     with erase.prune(model(), session.method), torch.no_grad():
         cache = model()(**inputs).past_key_values
     for name in (n for n in tensors if n.startswith("kv.")):
         _, layer, kind = name.split(".")
         got = getattr(cache.layers[int(layer)], "keys" if kind == "key" else "values")
-        torch.testing.assert_close(got, tensors[name], rtol=0, atol=LOGIT_TOLERANCE)
+        torch.testing.assert_close(got.cpu(), tensors[name], rtol=0, atol=tolerance(case))

@@ -12,22 +12,28 @@ import erase
 from tests.hf.calls import Outcome, direct, direct_loop, greedy
 from tests.hf.cases import CASES, Case
 from tests.hf.common import run_pruned, run_stock
+from tests.hf.place import BACKEND
 from tests.models import FAMILIES, shared_model
 from tests.prompts import Prompt, Video, chat_processor, encode, noise
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal, also where padding that sees nothing is NaN, as some attention kernels make it."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def assert_same_bits(got: Outcome, want: Outcome) -> None:
     assert len(got.logits) == len(want.logits)
     for a, b in zip(got.logits, want.logits, strict=True):
-        assert torch.equal(a, b)
+        assert same(a, b)
     for a, b in zip(got.tokens, want.tokens, strict=True):
         assert torch.equal(a, b)
     if want.loss is not None:
         assert torch.equal(got.loss, want.loss)
     if want.cache is not None:
         for a, b in zip(got.cache.layers, want.cache.layers, strict=True):
-            assert torch.equal(a.keys, b.keys)
-            assert torch.equal(a.values, b.values)
+            assert same(a.keys, b.keys)
+            assert same(a.values, b.values)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,7 @@ def test_keep_everything(
             assert row.layer == (layer if force_gathers else None)
         if force_gathers:
             assert {"compact_rows", "text_to_vision_scores"} <= set(report.backends)
-            assert set(report.backends.values()) == {"native"}
+            assert set(report.backends.values()) == {BACKEND}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,6 +11,8 @@ from tests.hf.common import (
     assert_reports,
     differs_clearly,
     expected_ops,
+    limits,
+    ran_ops,
     run_oracle,
     run_pruned,
     run_stock,
@@ -23,10 +25,11 @@ def check(case: Case, family: str, attention: str, query: str) -> None:
     layers = tuple(tuple(row.layer for row in turn.rows) for turn in oracle.turns)
     assert layers == case.layers, "the case does not exercise the layers it is meant to"
     got = run_pruned(case, family, attention, query=query)
-    assert_reports(got.reports, oracle.turns, kv=got.outcome.cache is not None)
-    assert_outcomes(got.outcome, want, oracle)
+    limit = limits(case, family, query=query)
+    assert_reports(got.reports, oracle.turns, kv=got.outcome.cache is not None, limit=limit)
+    assert_outcomes(got.outcome, want, oracle, limit)
     ran = expected_ops(oracle.turns, kv=got.outcome.cache is not None)
-    assert got.ops == {f"{op}_native".replace("__", "_") for op in ran}
+    assert got.ops == ran_ops(ran)
     assert_cache(got.outcome, oracle)
     assert got.pruned == len(oracle.turns)
     assert got.seen == got.pruned

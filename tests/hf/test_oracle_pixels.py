@@ -8,6 +8,7 @@ import torch
 
 import erase
 from tests.hf.cases import BASE_CONFIG
+from tests.hf.place import DEVICE
 from tests.models import FAMILIES, shared_model
 from tests.oracle_choices import cell_entropies
 from tests.prompts import (
@@ -35,7 +36,7 @@ def entropies(made: Prompt, do_normalize: bool = True, family: str = "qwen2_5_vl
     model, config = shared_model(family), erase.EraseConfig(**BASE_CONFIG)
     with torch.no_grad(), erase.prune(model, config, chat_processor(do_normalize)) as session:
         model(**made.inputs)
-    return [image.entropy.numpy() for image in session.report.rows[0].images]
+    return [image.entropy.cpu().numpy() for image in session.report.rows[0].images]
 
 
 def patches(image: np.ndarray) -> torch.Tensor:
@@ -61,9 +62,14 @@ def test_fused_normalisation() -> None:
         (torch.from_numpy(image).float() - mean[:, None, None]) / std[:, None, None]
         for image in made.images
     ]
-    pixels = torch.cat([patches(image.numpy()) for image in fused])
+    pixels = torch.cat([patches(image.numpy()) for image in fused]).to(DEVICE)
     assert pixels.shape == made.inputs["pixel_values"].shape
-    assert not torch.equal(pixels, made.inputs["pixel_values"])
+    apart = [
+        (torch.from_numpy(image).float() / 255 - mean[:, None, None] / 255)
+        / (std[:, None, None] / 255)
+        for image in made.images
+    ]
+    assert not torch.equal(pixels, torch.cat([patches(i.numpy()) for i in apart]).to(DEVICE))
     made.inputs["pixel_values"] = pixels
     for got, image in zip(entropies(made), made.images, strict=True):
         np.testing.assert_array_equal(got, cell_entropies(image))
@@ -77,4 +83,4 @@ def test_image_processor_alone() -> None:
     with torch.no_grad(), erase.prune(model, config, image_processor) as session:
         model(**made.inputs)
     for got, image in zip(session.report.rows[0].images, made.images, strict=True):
-        np.testing.assert_array_equal(got.entropy.numpy(), cell_entropies(image))
+        np.testing.assert_array_equal(got.entropy.cpu().numpy(), cell_entropies(image))

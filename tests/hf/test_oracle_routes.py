@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLModel
 
 import erase
 from tests.hf.cases import Case, by_name
-from tests.hf.common import assert_outcomes, assert_reports, run_oracle
+from tests.hf.common import assert_outcomes, assert_reports, limits, run_oracle
 from tests.models import FAMILIES, shared_model
 from tests.prompts import chat_processor
 
@@ -60,8 +60,9 @@ def test_route(name: str, family: str) -> None:
     with torch.no_grad(), session, Route(model) as taken:
         got = case.call(model, case.build())
     assert taken.taken == [route] * len(case.layers)
-    assert_reports(list(session.reports), oracle.turns, kv=got.cache is not None)
-    assert_outcomes(got, want, oracle)
+    limit = limits(case, family)
+    assert_reports(list(session.reports), oracle.turns, kv=got.cache is not None, limit=limit)
+    assert_outcomes(got, want, oracle, limit)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

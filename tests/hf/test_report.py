@@ -10,6 +10,7 @@ import torch
 import erase
 from tests.hf.cases import BASE_CONFIG, Case, by_name
 from tests.hf.common import run_pruned
+from tests.hf.place import BACKEND
 from tests.models import TEXT_LAYERS, shared_model
 from tests.prompts import chat_processor, encode, page, photo
 
@@ -62,8 +63,8 @@ def test_lengths_of_a_ragged_batch() -> None:
     case = by_name("ragged_batch")
     report = run_pruned(case, "qwen2_5_vl").reports[0]
     prompt = case.build()[0]
-    valid = prompt.inputs["attention_mask"].sum(1)
-    visual = (prompt.inputs["mm_token_type_ids"] == 1).sum(1)
+    valid = prompt.inputs["attention_mask"].sum(1).cpu()
+    visual = (prompt.inputs["mm_token_type_ids"] == 1).sum(1).cpu()
     kept = torch.tensor([len(row.kept) for row in report.rows])
     want = (valid - visual + kept).tolist()
     assert report.kv_lengths == [[length] * TEXT_LAYERS for length in want]
@@ -124,7 +125,7 @@ def test_table() -> None:
         first.layer,
         len(first.kept),
     ]
-    assert "native" in lines[-1]
+    assert BACKEND in lines[-1]
 
 
 def test_report_does_not_hold_the_cache() -> None:

@@ -51,6 +51,8 @@ PRELOADED = (
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
     "transformers.pipelines",
+    "triton",
+    "triton.runtime.interpreter",
 )
 CATCHER = re.compile(r"^Caught by:\s*(.+)$", re.MULTILINE)
 TOUCHED = re.compile(r"^\+\+\+ b/(\S+)", re.MULTILINE)
@@ -275,6 +277,7 @@ def main() -> int:
         return 0
     start = time.monotonic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is, which its kernels' tests run in
     preload()
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         verdicts = try_all(mutants, Path(scratch))

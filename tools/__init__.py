@@ -1,0 +1,1 @@
+"""Commands for developers: what Triton makes of the kernels, and the check on a GPU machine."""

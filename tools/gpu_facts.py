@@ -1,0 +1,40 @@
+"""Prints, as one line of JSON, the versions and the GPU that the calling python finds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+
+import torch
+
+PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest", "pytest-xdist", "hypothesis")
+QUERY = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def main() -> None:
+    facts: dict[str, object] = {"python": platform.python_version()}
+    facts |= {package: version(package) for package in PACKAGES}
+    facts |= {"torch": str(torch.__version__), "cuda": torch.version.cuda, "device": None}
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        driver = subprocess.run(QUERY, capture_output=True, text=True, check=True).stdout.strip()
+        facts |= {
+            "device": torch.cuda.get_device_name(),
+            "capability": f"{major}.{minor}",
+            "driver": driver,
+            "devices": torch.cuda.device_count(),
+        }
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
