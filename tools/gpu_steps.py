@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,7 +60,7 @@ class Result:
         step = self.step
         return {
             "name": step.name,
-            "command": list(step.command),
+            "command": ["python" if part == sys.executable else part for part in step.command],
             "environment": dict(step.environment),
             "limit_s": step.limit_s,
             "status": self.status,
@@ -67,7 +68,7 @@ class Result:
             "exit": self.exit,
             "seconds": round(self.seconds, 1),
             "tests": self.counts,
-            "tail": self.tail,
+            "tail": self.tail if self.bad else "",
         }
 
     @property
@@ -92,7 +93,7 @@ def run_step(step: Step, folder: Path, root: Path, remaining_s: float) -> Result
             output.write(f"{error}\n")
             code = 127
     result = Result(step, exit=code, seconds=time.monotonic() - start)
-    text = log.read_text(errors="replace")
+    text = log.read_text(errors="replace").replace(f"{root}/", "").replace(sys.prefix, "python")
     result.tail = "\n".join(text.splitlines()[-TAIL_LINES:])
     if code is None:
         result.status, result.note = TIMED_OUT, f"more than {limit:.0f} s"

@@ -87,4 +87,5 @@ def test_half_precision(
         stock = forced_loop(shared_model(family, attention, dtype), case.build())
     unpruned = max(logit_differences(stock, half, oracle))
     assert unpruned > 2 * limit.logits, "the limit is too wide to tell"
-    assert limit.scores < WIDEST_SCORES, "the limit is too wide to tell"
+    rounding = torch.finfo(dtype).eps
+    assert limit.scores < WIDEST_SCORES + rounding, "the limit is too wide to tell"
