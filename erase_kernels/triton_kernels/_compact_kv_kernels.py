@@ -76,6 +76,7 @@ def rows_at(p_base, b_slot, m_slot, o_column, layout, PAGED: tl.constexpr, UNIT:
 def load_chunk(
     p_base, b_slot, m_row, o_column, m_column, layout, PAGED: tl.constexpr, UNIT: tl.constexpr
 ):
+    """The slice of the kept slots ``b_slot``; rows from ``count`` on are not read."""
     p_from = rows_at(p_base, b_slot, m_row, o_column, layout, PAGED, UNIT)
     return tl.load(p_from, mask=m_row[:, None] & m_column[None, :])
 

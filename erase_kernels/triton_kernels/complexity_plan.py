@@ -75,6 +75,7 @@ def complexity_plan_kernel(
     SAMPLE: tl.constexpr,
     ONE: tl.constexpr,
 ):
+    """Median, level and count of one image, from the cells that its two offsets enclose."""
     i_image = tl.program_id(0)
     i_limit = tl.arange(0, LIMITS)
     m_image = i_image < n_images  # false if there are none: one program checks that
