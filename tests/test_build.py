@@ -84,6 +84,8 @@ def test_pure_python_wheel(tmp_path: Path, setting: str, value: str, reason: str
         archive.extractall(tmp_path / "installed")
     assert not [name for name in names if name.endswith(".so")]
     assert "erase_kernels/py.typed" in names
+    settings = (ROOT / "erase_kernels" / "triton_kernels" / "configs").glob("*.json")
+    assert {f"erase_kernels/triton_kernels/configs/{path.name}" for path in settings} <= set(names)
     info = run_info(tmp_path / "installed")
     assert reason in info["native library"]
     assert info["CPU tensors"].startswith("reference")
