@@ -32,8 +32,9 @@ def complexity_plan(
     ``median_i`` is the LOWER median of ``entropy[offsets[i]:offsets[i + 1]]``: element
     ``(n_i - 1) // 2`` of the ascending order, where NaN comes first and -0 equals +0.
     ``level_i`` is the first ``j`` with ``median_i > thresholds[j]`` (strict, in float32), else
-    ``m``; ``count_i = count_table[i, level_i]``. An image without cells has median 0, level ``m``
-    and the last count of its row; a NaN median also gets level ``m``. Bit-identical on every
+    ``m``; ``count_i = count_table[i, level_i]``. An image without cells has median 0, and so level
+    ``m`` and the last count of its row unless a threshold is negative; a NaN median gets level
+    ``m``. Bit-identical on every
     backend.
 
     Args:
