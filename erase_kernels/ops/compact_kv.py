@@ -24,7 +24,7 @@ def compact_kv_(
     ``tensors[t][b, :, i] = tensors[t][b, :, keep[b, i]]`` for ``i < counts[b]``, done upwards in
     the same storage; kept slots ascend, so a slot never moves up. What lies behind the last kept
     slot is undefined (mask it, or narrow the view). Memory outside the slots of the given views is
-    not touched. Nothing is validated late: an error leaves every tensor as it was.
+    not touched. A raised error leaves every tensor as it was.
 
     With ``block_table`` the tensors are paged: slot ``s`` of batch row ``b`` lies in block
     ``block_table[b, s // block_size]`` at place ``s % block_size``.
@@ -50,6 +50,9 @@ def compact_kv_(
             or need a gradient, slots out of range or not ascending, a block that does not exist
             or is used twice, unknown backend.
         RuntimeError: the backend is not available here.
+
+    On CUDA devices bad slots, counts and blocks are not raised here, for that would make the host
+    wait: nothing of their batch rows is moved, and `check_status` raises.
 
     Source:
         ERASE, section 3.5.1 (pruned tokens leave the caches of the layers that ran).

@@ -43,6 +43,9 @@ def compact_rows(
             unknown backend.
         RuntimeError: the backend is not available here.
 
+    On CUDA devices bad rows and counts are not raised here, for that would make the host wait: a
+    bad row, and all rows of a bad count, come out as 0, and `check_status` raises.
+
     Source:
         ERASE, sections 3.2 and 3.3 (pruned tokens leave the hidden states; positions stay).
     """

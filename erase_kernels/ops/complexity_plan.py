@@ -54,6 +54,9 @@ def complexity_plan(
             descending, unknown backend.
         RuntimeError: the backend is not available here.
 
+    On CUDA devices bad offsets and thresholds are not raised here, for that would make the host
+    wait: images they spoil get unspecified results, and `check_status` raises.
+
     Source:
         ERASE, sections 3.3 and 3.3.1 (image complexity and its levels).
     """

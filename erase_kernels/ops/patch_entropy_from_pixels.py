@@ -37,6 +37,9 @@ def patch_entropy_from_pixels(
             0.1 (float16) from an integer gray level, or is NaN; unknown backend.
         RuntimeError: the backend is not available here.
 
+    On CUDA devices values that are no gray levels are not raised here, for that would make the host
+    wait: the entropy of their cells is unspecified, and `check_status` raises.
+
     Source:
         ERASE, section 3.3, applied to the resized image that the vision encoder sees.
     """

@@ -50,6 +50,9 @@ def segmented_topk(
             ``capacity`` too small, unknown backend.
         RuntimeError: the backend is not available here.
 
+    On CUDA devices bad offsets, counts and a small capacity are not raised here, for that would
+    make the host wait: segments they spoil get -1, and `check_status` raises.
+
     Source:
         ERASE, sections 3.2 and 3.3 (both stages keep the tokens of highest score).
     """

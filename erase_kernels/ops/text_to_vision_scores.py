@@ -65,6 +65,9 @@ def text_to_vision_scores(
             that is NaN, unknown option or backend.
         RuntimeError: the backend is not available here.
 
+    On CUDA devices bad indices and offsets and NaN scores are not raised here, for that would make
+    the host wait: bad rows and columns count as absent, and `check_status` raises.
+
     Source:
         ERASE, section 3.4 (text-guided importance of visual tokens).
     """
