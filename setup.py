@@ -1,6 +1,8 @@
 """Thin shim: decides whether a native library can be built, and lets CMake build it.
 
 ERASE_KERNELS_NATIVE=1 makes a missing torch or compiler an error; =0 builds pure Python.
+ERASE_KERNELS_CUDA=1 makes a missing nvcc an error; =0 leaves the CUDA kernels out. Unset, they are
+built where torch is a CUDA build and nvcc 13 is there.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 MISSING_NOTE = "_native_missing.txt"
 SWITCH = "ERASE_KERNELS_NATIVE"
+CUDA_SWITCH = "ERASE_KERNELS_CUDA"
+ARCHITECTURES = "ERASE_KERNELS_CUDA_ARCHITECTURES"  # instead of CMakeLists.txt's, as "90-real"
+TOOLKIT = "/usr/local/cuda"  # where NVIDIA's packages put it
 
 
 def find_torch() -> Path | None:
@@ -55,6 +60,37 @@ def why_not_native() -> str:
     return ""
 
 
+def find_nvcc() -> str | None:
+    """The CUDA compiler: of CUDACXX, CUDA_HOME, PATH or the usual place."""
+    if compiler := os.environ.get("CUDACXX"):
+        return shutil.which(compiler)
+    homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if home]
+    places = [*(f"{home}/bin/nvcc" for home in homes), "nvcc", f"{TOOLKIT}/bin/nvcc"]
+    return next(filter(None, map(shutil.which, places)), None)
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed torch is a CUDA build; it is not imported."""
+    root = find_torch()
+    return root is not None and (root / "lib" / "libtorch_cuda.so").exists()
+
+
+def cuda_options() -> list[str]:
+    """CMake options that switch the CUDA kernels on or off."""
+    wanted, nvcc = os.environ.get(CUDA_SWITCH), find_nvcc()
+    if wanted == "1" and nvcc is None:
+        raise SystemExit(
+            f"{CUDA_SWITCH}=1, but no nvcc was found (CUDACXX, CUDA_HOME, PATH): "
+            "docs/install.md says where to get one"
+        )
+    if nvcc is None or wanted == "0" or (wanted != "1" and not torch_has_cuda()):
+        return ["-DERASE_KERNELS_CUDA=OFF"]
+    options = ["-DERASE_KERNELS_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    if architectures := os.environ.get(ARCHITECTURES):
+        options += [f"-D{ARCHITECTURES}={architectures}"]
+    return options
+
+
 class CMakeBuild(build_ext):
     """Builds the extension with CMake, in a directory kept per torch so that rebuilds are fast."""
 
@@ -62,15 +98,20 @@ class CMakeBuild(build_ext):
         torch_root, cmake = find_torch(), find_tool("cmake")
         if torch_root is None or cmake is None:
             raise RuntimeError("torch or cmake vanished during the build")
-        key = hashlib.sha256(f"{torch_root}|{os.environ.get('CXX')}".encode()).hexdigest()[:12]
+        cuda = cuda_options()
+        parts = (torch_root, os.environ.get("CXX"), *cuda)
+        key = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:12]
         build = ROOT / "build" / f"native-{key}"
         fingerprint = runpy.run_path(str(ROOT / "erase_kernels" / "_source_hash.py"))["source_hash"]
         configure = [cmake, "-S", str(ROOT), "-B", str(build), f"-DTORCH_ROOT={torch_root}"]
-        configure += [f"-DSOURCE_HASH={fingerprint(ROOT)}"]
+        configure += [f"-DSOURCE_HASH={fingerprint(ROOT, 'OFF' not in cuda[0])}", *cuda]
         if not (build / "CMakeCache.txt").exists() and (ninja := find_tool("ninja")):
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build), "--parallel", "2"], check=True)
+        subprocess.run(
+            [cmake, "--build", str(build), "--parallel", os.environ.get("MAX_JOBS", "2")],
+            check=True,
+        )
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         staged = target.with_suffix(".new")  # a running process keeps the library it has mapped

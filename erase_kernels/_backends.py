@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -18,6 +19,11 @@ import torch
 from erase_kernels import _native, _schemas
 
 BACKENDS = ("reference", "native", "triton")
+
+# What ``backend=None`` takes for CUDA tensors. By measurement: the Triton kernels were checked and
+# timed on a GPU (bench/results); the native CUDA kernels have run in an emulator only.
+CUDA_ORDER = ("triton", "native")
+OLDEST_CAPABILITY = (8, 0)  # of a CUDA device, for the native kernels
 
 OLDEST_TRITON = (3, 6)  # paired with torch 2.11
 INTERPRETER_SWITCH = "TRITON_INTERPRET"  # triton's own: 1 runs kernels on the CPU, slowly
@@ -61,9 +67,37 @@ TRITON = _find_triton()
 
 
 def _native_reason(device: torch.device) -> str:
-    if not _native.STATUS.available:
-        return _native.STATUS.reason
-    return "" if device.type == "cpu" else f"the native library has no {device.type} kernels"
+    status = _native.STATUS
+    if not status.available:
+        return status.reason
+    if device.type == "cpu":
+        return ""
+    if device.type != "cuda" or not status.cuda_build:
+        return f"the native library has no {device.type} kernels"
+    if torch.version.hip:
+        return "its kernels are for CUDA, and this torch was built for ROCm"
+    if not CUDA_BUILT:
+        return "this torch was built without CUDA"
+    version = torch.version.cuda or "0"
+    if int(version.partition(".")[0]) != status.cuda_major:
+        return f"its kernels need CUDA {status.cuda_major}, and this torch was built with {version}"
+    return _capability_reason(device)
+
+
+def _capability_reason(device: torch.device) -> str:
+    # Not asked where a tracer could not follow, nor before there is a tensor on the device.
+    if device.index is None or torch.compiler.is_compiling() or not torch.cuda.is_initialized():
+        return ""
+    capability = _capability(device.index)
+    if capability >= OLDEST_CAPABILITY:
+        return ""
+    oldest, found = (".".join(map(str, pair)) for pair in (OLDEST_CAPABILITY, capability))
+    return f"its kernels need compute capability {oldest}, and this device has {found}"
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
 
 
 def _triton_reason(device: torch.device) -> str:
@@ -79,18 +113,24 @@ def _triton_reason(device: torch.device) -> str:
     return f"Triton kernels run on CUDA devices (on the CPU with {INTERPRETER_SWITCH}=1, slowly)"
 
 
+REASONS: dict[str, Callable[[torch.device], str]] = {  # why a backend cannot run on a device
+    "reference": lambda device: "",
+    "native": lambda device: _native_reason(device),
+    "triton": lambda device: _triton_reason(device),
+}
+
+
 def unavailable_reason(backend: str, device: torch.device) -> str:
     """Why ``backend`` cannot run on ``device``; empty if it can."""
-    if backend == "reference":
-        return ""
-    return _native_reason(device) if backend == "native" else _triton_reason(device)
+    return REASONS[backend](device)
 
 
 def preferred(device: torch.device) -> str:
-    """What ``backend=None`` asks for: native, and on CUDA devices Triton where native is not."""
-    if device.type != "cpu" and unavailable_reason("native", device):
-        return "triton"
-    return "native"
+    """What ``backend=None`` asks for: native; on CUDA devices the first of `CUDA_ORDER`."""
+    if device.type == "cpu":
+        return "native"
+    there = [name for name in CUDA_ORDER if not unavailable_reason(name, device)]
+    return there[0] if there else CUDA_ORDER[0]
 
 
 def describe(device: torch.device) -> str:
@@ -108,9 +148,9 @@ def choose(operator: str, device: torch.device, backend: str | None = None) -> s
     Args:
         operator: name of the public function, for messages.
         device: where the operands are.
-        backend: a name of `BACKENDS`, or None for the fastest: native, and for CUDA tensors
-            Triton where the native library has no CUDA kernels. None takes the reference only
-            for CPU tensors where the native library is absent, and warns once.
+        backend: a name of `BACKENDS`, or None: native, and for CUDA tensors the first of
+            `CUDA_ORDER` that is there. None takes the reference only for CPU tensors where the
+            native library is absent, and warns once.
 
     Returns:
         The name of the backend.
@@ -119,7 +159,7 @@ def choose(operator: str, device: torch.device, backend: str | None = None) -> s
         ValueError: unknown backend.
         RuntimeError: the backend is not available here, or the native library is stale.
     """
-    if backend is not None and backend not in BACKENDS:
+    if backend is not None and backend not in REASONS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
     wanted = preferred(device) if backend is None else backend
     reason = unavailable_reason(wanted, device)
@@ -152,6 +192,7 @@ class BackendInfo:
         native: "available", or why not.
         native_hash: fingerprint of the sources the library was built from; empty when absent.
         cpu_clone: instruction set the native CPU kernels run with; empty when not available.
+        cuda_build: toolkit and compute capabilities of the native CUDA kernels; empty without.
         cpu: which backend ``backend=None`` takes for CPU tensors.
         cuda: which backend ``backend=None`` takes for CUDA tensors, or why there is none.
     """
@@ -160,6 +201,7 @@ class BackendInfo:
     native: str
     native_hash: str
     cpu_clone: str
+    cuda_build: str
     cpu: str
     cuda: str
 
@@ -170,6 +212,8 @@ class BackendInfo:
             rows += [("native build", self.native_hash[:12])]
         if self.cpu_clone:
             rows += [("CPU instruction set", self.cpu_clone)]
+        if self.cuda_build:
+            rows += [("native CUDA kernels", self.cuda_build)]
         rows += [("CPU tensors", self.cpu), ("CUDA tensors", self.cuda)]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -192,6 +236,7 @@ def backend_info(version: str) -> BackendInfo:
         native="available" if status.available else status.reason,
         native_hash=status.build_hash,
         cpu_clone=status.cpu_clone,
+        cuda_build=status.cuda_build,
         cpu="native" if status.available else f"reference ({status.reason})",
         cuda=f"none ({none})" if all(reasons.values()) else preferred(cuda),
     )

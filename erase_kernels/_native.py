@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from erase_kernels import _status
 from erase_kernels._source_hash import embedded_hash, source_hash
 
 PACKAGE = Path(__file__).resolve().parent
@@ -28,6 +29,8 @@ class NativeStatus:
         reason: why it is not available; empty when it is.
         build_hash: fingerprint of the sources it was built from; empty when there is none.
         cpu_clone: instruction set the CPU kernels run with; empty when not available.
+        cuda_build: what its CUDA kernels were compiled with and for, as "13.0: 8.0 9.0"; empty
+            when it has none.
     """
 
     available: bool
@@ -35,6 +38,26 @@ class NativeStatus:
     reason: str = ""
     build_hash: str = ""
     cpu_clone: str = ""
+    cuda_build: str = ""
+
+    @property
+    def cuda_major(self) -> int:
+        """Major version of the CUDA toolkit it was built with."""
+        return int(self.cuda_build.partition(".")[0])
+
+
+_WORD_SOURCE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int32)
+
+
+@_WORD_SOURCE
+def _word_address(index: int) -> int:
+    device = torch.device("cuda", index) if index >= 0 else torch.device("cpu")
+    return _status.status_word(device).data_ptr()
+
+
+def give_status_words(library: ctypes.CDLL) -> None:
+    """Lets the CUDA kernels of a library find the status word of a device (`_status`)."""
+    library.erase_kernels_set_status_source(_word_address)
 
 
 def _load() -> NativeStatus:
@@ -44,20 +67,29 @@ def _load() -> NativeStatus:
     built = embedded_hash(LIBRARY) or ""
     root = PACKAGE.parent
     beside_sources = (root / "csrc").is_dir() and (root / "CMakeLists.txt").is_file()
-    if beside_sources and built != source_hash(root):
+    if beside_sources and built not in (source_hash(root, cuda) for cuda in (False, True)):
         reason = f"{LIBRARY.name} was not built from the present csrc/: {REBUILD_HINT}"
         return NativeStatus(False, stale=True, reason=reason, build_hash=built)
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:  # wrong architecture, libc or torch: the package works without
         return NativeStatus(False, reason=f"{LIBRARY.name} does not load: {error}")
-    clone = ctypes.CDLL(str(LIBRARY)).erase_kernels_cpu_clone
-    clone.restype = ctypes.c_char_p
-    running = clone().decode()
+    library = ctypes.CDLL(str(LIBRARY))
+    library.erase_kernels_cpu_clone.restype = ctypes.c_char_p
+    running = library.erase_kernels_cpu_clone().decode()
     wanted = os.environ.get(CLONE_SWITCH, running)
     if wanted != running:
         raise ImportError(f"{CLONE_SWITCH}={wanted} is not available here: the best is {running}")
-    return NativeStatus(True, build_hash=built, cpu_clone=running)
+    return NativeStatus(True, build_hash=built, cpu_clone=running, cuda_build=_cuda_half(library))
+
+
+def _cuda_half(library: ctypes.CDLL) -> str:
+    """Connects the CUDA kernels, and says what they were built with; empty if there are none."""
+    if not hasattr(library, "erase_kernels_cuda_build"):
+        return ""
+    give_status_words(library)
+    library.erase_kernels_cuda_build.restype = ctypes.c_char_p
+    return str(library.erase_kernels_cuda_build().decode())
 
 
 STATUS = _load()

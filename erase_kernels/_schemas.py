@@ -28,10 +28,21 @@ def define(schema: str, fake: Callable[..., object]) -> None:
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
+_defined: dict[str, tuple[str, Callable[..., object]]] = {}  # operator -> signature, shapes
+
+
 def define_each(operator: str, signature: str, fake: Callable[..., object]) -> None:
     """Defines ``<operator>_<implementation>`` for every implementation."""
+    _defined[operator] = (signature, fake)
     for implementation in IMPLEMENTATIONS:
         define(f"{operator}_{implementation}{signature}", fake)
+
+
+def define_all(implementation: str) -> None:
+    """Defines every operator for one more implementation."""
+    for operator, (signature, fake) in _defined.items():
+        define(f"{operator}_{implementation}{signature}", fake)
+    _register_autograd(implementation)
 
 
 def implementation_of(operator: str, backend: str) -> Callable[..., Any]:
@@ -201,10 +212,14 @@ def _compact_rows_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tupl
     return results, None, None
 
 
-for _implementation in IMPLEMENTATIONS:
+def _register_autograd(implementation: str) -> None:
     torch.library.register_autograd(
-        f"{NAMESPACE}::compact_rows_{_implementation}",
+        f"{NAMESPACE}::compact_rows_{implementation}",
         _compact_rows_backward,
         setup_context=_save_for_compact_rows,
         lib=_library,
     )
+
+
+for _implementation in IMPLEMENTATIONS:
+    _register_autograd(_implementation)

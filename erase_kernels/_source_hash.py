@@ -10,9 +10,13 @@ HASH_CHARACTERS = 64  # hexadecimal SHA-256
 NATIVE_SUFFIXES = (".cpp", ".h", ".cu", ".cuh")
 
 
-def source_hash(root: Path) -> str:
-    """SHA-256 over names and contents of ``root/csrc`` and ``root/CMakeLists.txt``."""
+def source_hash(root: Path, cuda: bool = False) -> str:
+    """SHA-256 over names and contents of ``root/csrc`` and ``root/CMakeLists.txt``.
+
+    Without ``cuda``, for a library that has no CUDA kernels, ``csrc/cuda`` does not count.
+    """
     files = sorted(p for p in (root / "csrc").rglob("*") if p.suffix in NATIVE_SUFFIXES)
+    files = [p for p in files if cuda or p.parent.name != "cuda"]
     digest = hashlib.sha256()
     for path in [*files, root / "CMakeLists.txt"]:
         content = path.read_bytes()

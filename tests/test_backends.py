@@ -17,6 +17,7 @@ from erase_kernels.testing import make_image, record_ops
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
 ABSENT = _native.NativeStatus(False, reason="_C.abi3.so is not installed: no C++ compiler")
+WITH_CUDA = dataclasses.replace(_native.STATUS, cuda_build="13.0: 8.0 9.0")
 STALE = dataclasses.replace(ABSENT, stale=True, reason="built from other sources: run `make build`")
 
 
@@ -98,10 +99,54 @@ def test_triton_serves_cuda_tensors(with_cuda: pytest.MonkeyPatch) -> None:
         choose_backend("patch_entropy", CPU, "triton")
 
 
-def test_native_comes_first_where_it_has_cuda_kernels(with_cuda: pytest.MonkeyPatch) -> None:
-    with_cuda.setattr(_backends, "_native_reason", lambda device: "")
+def test_the_measured_backend_comes_first(with_cuda: pytest.MonkeyPatch, status) -> None:
+    status(WITH_CUDA)
+    with_cuda.setattr(torch.version, "cuda", "13.0")
+    assert choose_backend("patch_entropy", CUDA) == _backends.CUDA_ORDER[0]
+    for backend in ("native", "triton"):
+        assert choose_backend("patch_entropy", CUDA, backend) == backend
+    assert "native CUDA kernels  13.0: 8.0 9.0" in str(backend_info())
+
+
+def test_native_serves_cuda_tensors_without_triton(with_cuda: pytest.MonkeyPatch, status) -> None:
+    status(WITH_CUDA)
+    with_cuda.setattr(torch.version, "cuda", "13.2")
+    with_cuda.setattr(_backends, "TRITON", NO_TRITON)
     assert choose_backend("patch_entropy", CUDA) == "native"
-    assert choose_backend("patch_entropy", CUDA, "triton") == "triton"
+    assert backend_info().cuda == "native"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "hip", "reason"),
+    [
+        ("12.9", None, "need CUDA 13, and this torch was built with 12.9"),
+        ("14.0", None, "need CUDA 13, and this torch was built with 14.0"),
+        (None, "7.1", "are for CUDA, and this torch was built for ROCm"),
+    ],
+)
+def test_another_toolkit_is_named(
+    with_cuda: pytest.MonkeyPatch, status, cuda: str | None, hip: str | None, reason: str
+) -> None:
+    """Triton serves there; asking for native says why it cannot run."""
+    status(WITH_CUDA)
+    with_cuda.setattr(torch.version, "cuda", cuda)
+    with_cuda.setattr(torch.version, "hip", hip)
+    with pytest.raises(RuntimeError, match=reason):
+        choose_backend("patch_entropy", CUDA, "native")
+    assert choose_backend("patch_entropy", CUDA) == "triton"
+
+
+def test_an_old_device_is_named(with_cuda: pytest.MonkeyPatch, status) -> None:
+    status(WITH_CUDA)
+    with_cuda.setattr(torch.version, "cuda", "13.0")
+    with_cuda.setattr(torch.cuda, "is_initialized", lambda: True)
+    with_cuda.setattr(_backends, "_capability", lambda index: (7, 5))
+    with pytest.raises(
+        RuntimeError, match=r"need compute capability 8\.0, and this device has 7\.5"
+    ):
+        choose_backend("patch_entropy", torch.device("cuda", 0), "native")
+    with_cuda.setattr(_backends, "_capability", lambda index: (8, 6))
+    assert choose_backend("patch_entropy", torch.device("cuda", 0), "native") == "native"
 
 
 def test_without_triton_every_reason_is_given(with_cuda: pytest.MonkeyPatch) -> None:

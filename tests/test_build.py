@@ -27,7 +27,8 @@ def readelf(flag: str) -> str:
 
 
 def test_the_library_is_built_from_these_sources() -> None:
-    assert embedded_hash(_native.LIBRARY) == source_hash(ROOT)
+    cuda = bool(_native.STATUS.cuda_build)
+    assert embedded_hash(_native.LIBRARY) == source_hash(ROOT, cuda)
 
 
 def test_it_brings_libtorch_and_no_python() -> None:
@@ -96,6 +97,13 @@ def test_native_can_be_insisted_on(tmp_path: Path) -> None:
     done = build_wheel(tmp_path, {"ERASE_KERNELS_NATIVE": "1", "CXX": "no-such-compiler"})
     assert done.returncode != 0
     assert "ERASE_KERNELS_NATIVE=1, but the native library cannot be built" in done.stderr
+
+
+def test_cuda_kernels_can_be_insisted_on(tmp_path: Path) -> None:
+    copy_sources(tmp_path / "source")
+    done = build_wheel(tmp_path, {"ERASE_KERNELS_CUDA": "1", "CUDACXX": "no-such-nvcc"})
+    assert done.returncode != 0
+    assert "ERASE_KERNELS_CUDA=1, but no nvcc was found" in done.stderr
 
 
 def test_an_instruction_set_that_is_not_there_is_refused() -> None:

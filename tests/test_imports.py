@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "erase_kernels.reference": {"_checks", "_numerics"},
     "erase_kernels._backends": {"_native", "_schemas", "triton_kernels"},
     "erase_kernels.triton_kernels": {"_numerics", "_status", "pixel_layout", "triton_kernels"},
-    "erase_kernels._native": {"_source_hash"},
+    "erase_kernels._native": {"_source_hash", "_status"},
     "erase_kernels._schemas": {"_numerics"},
     "erase_kernels._numerics": set(),
     "erase_kernels._checks": set(),

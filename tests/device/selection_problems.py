@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from erase_kernels.triton_kernels import _launch
+from tests.device.support import DEVICE
 
 GUARD = 64  # elements on both sides
 SENTINEL = 77
@@ -54,17 +55,20 @@ def one_block(kernel: str) -> Callable[[], contextlib.AbstractContextManager[Non
 
 
 @contextlib.contextmanager
-def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[Tensor]]]:
-    """Everything `new_empty` makes inside lies between guards; the function checks them."""
-    bases: list[Tensor] = []
-    original = torch.Tensor.new_empty
+def guarded() -> Iterator[Callable[[], list[Tensor]]]:
+    """All that a launcher's `new_empty` makes, in Python or C++, lies between guards.
 
-    def new_empty(self: Tensor, size: int, **options) -> Tensor:
-        if "device" in options:  # not ours: triton's interpreter
-            return original(self, size, **options)
-        base = torch.full_like(original(self, size + 2 * GUARD, **options), SENTINEL)
-        bases.append(base)
-        return base[GUARD : GUARD + size]
+    The function checks them.
+    """
+    bases: list[Tensor] = []
+
+    def new_empty(self: Tensor, size: Sequence[int], **options: Any) -> Tensor:
+        dtype = options.get("dtype") or self.dtype
+        if options.get("device") is not None:  # not ours: triton's interpreter
+            return torch.empty(size, dtype=dtype, device=options["device"])
+        shape = (size[0] + 2 * GUARD,)
+        bases.append(torch.full(shape, SENTINEL, dtype=dtype, device=self.device))
+        return bases[-1][GUARD : GUARD + size[0]]
 
     def intact() -> list[Tensor]:
         for base in bases:
@@ -72,6 +76,6 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[Tenso
             assert (base[-GUARD:] == SENTINEL).all()
         return bases
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "new_empty", new_empty)
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("new_empty", new_empty, DEVICE.type.upper())
         yield intact

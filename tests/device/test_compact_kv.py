@@ -15,7 +15,7 @@ from erase_kernels import check_status, compact_kv_
 from erase_kernels._status import Status, status_word
 from erase_kernels.triton_kernels import _launch, compact_kv
 from erase_kernels.triton_kernels._moves import by_value
-from tests.device.support import BACKENDS, DEVICE, ON_GPU, put, run
+from tests.device.support import BACKENDS, DEVICE, ON_GPU, REPORTING, put, run
 from tests.selection import Banded, check_compiled, check_opcheck, i32, same_bits
 from tests.test_compact_kv import assert_moved, cache, keep_of
 
@@ -173,13 +173,16 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize("backend", REPORTING)
 @pytest.mark.parametrize(("slots", "counts", "bit"), BAD)
-def test_a_bad_row_stays_and_is_reported(slots: list[int], counts: Tensor, bit: Status) -> None:
+def test_a_bad_row_stays_and_is_reported(
+    slots: list[int], counts: Tensor, bit: Status, backend: str
+) -> None:
     before = [cache(2, 1, 9, 4), cache(2, 1, 6, 4, seed=1)]
     keep = torch.tensor([[*slots, *[77] * 7], [2, 5, *[77] * 7]], dtype=torch.int32)
     bases = [tensor.clone() for tensor in before]
-    with small_chunks("triton"):
-        results = run(compact, bases, keep, counts, backend="triton", ran="compact_kv", check=False)
+    with small_chunks(backend):
+        results = run(compact, bases, keep, counts, backend=backend, ran="compact_kv", check=False)
     assert status_word(DEVICE).item() == bit
     argument = "keep" if bit == Status.KEEP else "counts"
     with pytest.raises(ValueError, match=f"^{argument}: expected"):
@@ -189,15 +192,17 @@ def test_a_bad_row_stays_and_is_reported(slots: list[int], counts: Tensor, bit: 
         assert same_bits(after[1, :, :2], old[1, :, [2, 5]])
 
 
-def test_a_fault_beyond_the_first_stretch_of_the_list_is_found() -> None:
-    before = cache(1, 1, 30, 4)
-    slots = [*range(1, 17), 16, 25]  # between the second and the third stretch of eight
-    with small_chunks("triton"):
+@pytest.mark.parametrize("backend", REPORTING)
+def test_a_fault_beyond_the_first_stretch_of_the_list_is_found(backend: str) -> None:
+    stretch = 8 if backend == "triton" else 512  # entries; two of these are read at once
+    before = cache(1, 1, 3 * stretch + 6, 4)
+    slots = [*range(1, 2 * stretch + 1), 2 * stretch, 3 * stretch + 1]
+    with small_chunks(backend):
         (after,) = run(
             compact,
             [before.clone()],
             *keep_of([slots]),
-            backend="triton",
+            backend=backend,
             ran="compact_kv",
             check=False,
         )
@@ -236,7 +241,7 @@ def test_empty_shapes(backend: str) -> None:
     run(
         compact, [cache(2, 2, 6, 4)], *keep_of([[], []], width=0), backend=backend, ran="compact_kv"
     )
-    if backend == "triton":  # lists are checked also where nothing can move
+    if backend in REPORTING:  # lists are checked also where nothing can move
         for depth, width in ((0, 2), (4, 0)):
             operands = torch.full((1, width), 9, dtype=torch.int32), i32(2)
             bases = [cache(1, 1, 6, depth)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from erase_kernels import check_status, compact_kv_
 from erase_kernels._status import Status, status_word
 from erase_kernels.triton_kernels import _launch
-from tests.device.support import BACKENDS, DEVICE, ON_GPU, put, run
+from tests.device.support import BACKENDS, DEVICE, ON_GPU, REPORTING, put, run
 from tests.device.test_compact_kv import SMALL
 from tests.selection import Banded, check_compiled, check_opcheck, i32, same_bits
 from tests.test_compact_kv import cache, keep_of
@@ -108,15 +108,20 @@ BAD = [  # table entries, first row of keep, bit, rows that stay
 ]
 
 
+@pytest.mark.parametrize("backend", REPORTING)
 @pytest.mark.parametrize(("entries", "slots", "bit", "staying"), BAD)
 def test_a_bad_row_stays_frees_nothing_and_is_reported(
-    entries: dict[tuple[int, int], int], slots: list[int], bit: Status, staying: list[int]
+    entries: dict[tuple[int, int], int],
+    slots: list[int],
+    bit: Status,
+    staying: list[int],
+    backend: str,
 ) -> None:
     table = TABLE.clone()
     for place, block in entries.items():
         table[place] = block
     before = [cache(8, SIZE, 1, 4), cache(9, SIZE, 1, 2, seed=1)]
-    freed, results = moved(before, [slots, OTHER], table, "triton", check=False)
+    freed, results = moved(before, [slots, OTHER], table, backend, check=False)
     assert status_word(DEVICE).item() == bit
     argument = "keep" if bit == Status.KEEP else "block_table"
     with pytest.raises(ValueError, match=f"^{argument}: expected"):
@@ -210,11 +215,12 @@ if ON_GPU:
         check_status(DEVICE)
 
 
-def test_counts_out_of_range_are_reported() -> None:
+@pytest.mark.parametrize("backend", REPORTING)
+def test_counts_out_of_range_are_reported(backend: str) -> None:
     before = cache(8, SIZE, 1, 4)
     operands = (keep_of([ROW, ROW])[0], i32(4, -1), TABLE)
     freed, (after,) = run(
-        compact, [before.clone()], *operands, backend="triton", ran="compact_kv_paged", check=False
+        compact, [before.clone()], *operands, backend=backend, ran="compact_kv_paged", check=False
     )
     with pytest.raises(ValueError, match=r"^counts: expected"):
         check_status(DEVICE)

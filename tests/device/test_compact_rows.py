@@ -14,7 +14,7 @@ from erase_kernels import check_status, compact_rows
 from erase_kernels._status import Status, status_word
 from erase_kernels.triton_kernels import _launch
 from erase_kernels.triton_kernels import compact_rows as module
-from tests.device.support import BACKENDS, DEVICE, ON_GPU, put, run
+from tests.device.support import BACKENDS, DEVICE, ON_GPU, REPORTING, put, run
 from tests.selection import check_compiled, check_opcheck, i32, same_bits
 from tests.test_compact_kv import cache, keep_of
 from tests.test_compact_rows import LISTS, expected_of
@@ -72,14 +72,15 @@ def test_leading_strides_that_do_not_collapse(backend: str) -> None:
         base.permute(2, 0, 1, 3, 4, 5),
         cache(1, 2, 9, 4).expand(2, 2, 9, 4),  # no stride at all
         cache(2, 1, 4).expand(2, 9, 4),  # one row, nine times
+        cache(2, 9, 1).expand(2, 9, 4),  # one feature, four times
         torch.zeros(2, 2, 0, 3),
         torch.zeros(0, 2, 9, 3),
     ]
     lists = [[0, 2, 8], [4]]
-    results = kept(tensors[:5], lists, backend, 4)
+    results = kept(tensors[:6], lists, backend, 4)
     for result, tensor in zip(results, tensors, strict=False):
         assert same_bits(result, expected_of(tensor, lists, 4))
-    results = kept(tensors[5:], [[], []], backend, 4)
+    results = kept(tensors[6:], [[], []], backend, 4)
     assert same_bits(results[0], torch.zeros(2, 2, 4, 3))
     assert results[1].shape == (0, 2, 4, 3)
 
@@ -138,7 +139,7 @@ BAD = [  # slots and count of the first batch row, bit, rows that come out
 ]
 
 
-@pytest.mark.parametrize("backend", ["triton"])
+@pytest.mark.parametrize("backend", REPORTING)
 @pytest.mark.parametrize(("slots", "count", "bit", "rows"), BAD)
 def test_bad_rows_are_zero_and_reported(
     slots: list[int], count: int, bit: Status, rows: list[int | None], backend: str, poisoned
@@ -157,11 +158,13 @@ def test_bad_rows_are_zero_and_reported(
     assert same_bits(result[1], tensor[1, [0, 3, 8]])
 
 
-def test_a_fault_between_two_programs_is_found() -> None:
+@pytest.mark.parametrize("backend", REPORTING)
+def test_a_fault_between_two_programs_is_found(backend: str) -> None:
     """The last row of a program and the first of the next do not ascend."""
-    with small_programs("triton"):
-        operands = ([cache(1, 9, 16)], *keep_of([[0, 5, 5, 6]]))  # two rows a program
-        run(compact_rows, *operands, backend="triton", ran="compact_rows", check=False)
+    features = 16 if backend == "triton" else 1024  # two rows a program
+    with small_programs(backend):
+        operands = ([cache(1, 9, features)], *keep_of([[0, 5, 5, 6]]))
+        run(compact_rows, *operands, backend=backend, ran="compact_rows", check=False)
     with pytest.raises(ValueError, match=r"^keep: expected"):
         check_status(DEVICE)
 

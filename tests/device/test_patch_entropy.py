@@ -24,6 +24,7 @@ from tests.test_patch_entropy import strided_views
 
 PATCHES = [1, 5, 14, 28, 32, *((2, 3, 7, 13, 16, 33, 36, 61, 100, 200) if ON_GPU else ())]
 METHODS = (0, 1, 2) if ON_GPU else (0,)
+CUDA_BACKENDS = [name for name in BACKENDS if name != "triton"]
 
 
 def entropies(images: Tensor | list[Tensor], patch: int, backend: str) -> Tensor:
@@ -186,21 +187,30 @@ def test_luma_of_every_color(hwc: bool, backend: str, colors: Tensor) -> None:
         assert torch.allclose(result, torch.tensor(-(p * np.log(p)).sum()).float(), atol=1e-6)
 
 
-if ON_GPU:  # thousands of cells
+@pytest.fixture(scope="module")
+def every_color() -> tuple[Tensor, Tensor]:
+    """uint8 ``[3, 4096, 4096]``, and the histograms of its cells of 64 x 64."""
+    image = all_triples()
+    gray = entropy_oracle.luma(*image).reshape(64, 64, 64, 64)
+    blocks = torch.from_numpy(gray).permute(0, 2, 1, 3).reshape(4096, -1).long()
+    counts = torch.zeros(4096, 256, dtype=torch.int64)
+    return torch.from_numpy(image), counts.scatter_add_(1, blocks, torch.ones_like(blocks))
 
-    def test_levels_of_every_color(colors: Tensor) -> None:
-        """A table that singles out one count turns the entropy into a readout of the histogram."""
-        image = colors.view(3, 4096, 4096)
-        table = torch.zeros(64 * 64 + 1, dtype=torch.int64)
-        gray = entropy_oracle.luma(*image.numpy()).reshape(64, 64, 64, 64)
-        blocks = torch.from_numpy(gray).permute(0, 2, 1, 3).reshape(4096, -1).long()
-        counts = torch.zeros(4096, 256, dtype=torch.int64).scatter_add_(
-            1, blocks, torch.ones_like(blocks)
-        )
-        for count in (1, 2, 5, 16, 100):
-            table.zero_()[count] = -(2**40)
-            got = torch.ops.erase_kernels.patch_entropy_triton([put(image)], 64, put(table))
-            assert back(got).tolist() == (counts == count).sum(1).tolist()
+
+@pytest.mark.parametrize("backend", BACKENDS if ON_GPU else CUDA_BACKENDS)  # millions of pixels
+@pytest.mark.parametrize("hwc", [False, True])
+def test_levels_of_every_color(hwc: bool, backend: str, every_color) -> None:
+    """A table that singles out one count turns the entropy into a readout of the histogram."""
+    image, counts = every_color
+    if hwc:
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    image = put(image)
+    table = torch.zeros(64 * 64 + 1, dtype=torch.int64)
+    operator = getattr(torch.ops.erase_kernels, f"patch_entropy_{backend}")
+    for count in (1, 2, 5, 16, 100):
+        table.zero_()[count] = -(2**40)
+        got = operator([image], 64, put(table))
+        assert back(got).tolist() == (counts == count).sum(1).tolist()
 
 
 # --- anything, torch.compile, opcheck ----------------------------------------------------------

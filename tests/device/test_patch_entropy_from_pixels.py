@@ -183,29 +183,31 @@ def test_bad_values_are_noticed(dtype: torch.dtype, layout: PixelLayout, backend
         check_status(DEVICE)  # the word is clean again
 
 
-def test_status_bit() -> None:
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if ON_GPU or name != "native"])
+def test_status_bit(backend: str) -> None:
     values = scene_of(QWEN)
     values[0, 0] = math.nan
-    entropies(values, QWEN, "triton", check=False)
+    entropies(values, QWEN, backend, check=False)
     assert back(status_word(DEVICE)).tolist() == [Status.PIXELS]
     with pytest.raises(ValueError, match="pixel_values"):
         check_status(DEVICE)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", EXACT)
-def test_tolerance(dtype: torch.dtype) -> None:
+def test_tolerance(dtype: torch.dtype, backend: str) -> None:
     """Distances just inside and outside of what is accepted, on either side of a level."""
     layout = PixelLayout.tiles(2, 2, 2, (0.0,), (1.0,), scale=1.0)
     tolerance = INTEGER_TOLERANCE[dtype]
     for inside in (0.9 * tolerance, -0.9 * tolerance):
         values = torch.full((1, 1, 2, 2), 3 + inside, dtype=dtype)
-        assert entropies(values, layout, "triton").tolist() == [0.0]
+        assert entropies(values, layout, backend).tolist() == [0.0]
     for outside in (1.1 * tolerance, -1.1 * tolerance):
         values[0, 0, 1, 1] = 3 + outside
         with pytest.raises(ValueError, match="pixel_values"):
-            entropies(values, layout, "triton")
+            entropies(values, layout, backend)
     values = torch.tensor([-0.009, 0.0, 255.009, 255.0], dtype=torch.float32).view(1, 1, 2, 2)
-    assert_entropies(values, layout, "triton")
+    assert_entropies(values, layout, backend)
 
 
 # --- memory orders, anything -------------------------------------------------------------------

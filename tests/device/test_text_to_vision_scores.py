@@ -115,6 +115,19 @@ def test_how_rows_are_dealt_keeps_the_budget(programs: int, backend: str, monkey
         check(p, backend, per_head=True, causal=False)
 
 
+@pytest.mark.parametrize("backend", BACKENDS if ON_GPU else [b for b in BACKENDS if b != "triton"])
+@pytest.mark.parametrize("dtype", SOME_DTYPES)
+def test_more_tiles_than_stages(dtype: torch.dtype, backend: str, poisoned) -> None:
+    """So many heads that a block takes many tiles of keys, and of rows: its ring turns round."""
+    p = make(1, 64, 64, 165, 660, 24, dtype)
+    p.rows = [list(range(165))]
+    p.columns = [list(range(0, 660, 2)) + list(range(1, 660, 3))]
+    check(p, backend)
+    p.query, p.key = p.query[..., :136].repeat(1, 1, 1, 6)[..., :136], p.key.repeat(1, 1, 1, 6)
+    p.query, p.key = p.query[:, ::4], p.key[:, ::4, :, :136]  # several pieces of the depth
+    check(p, backend, causal=False, normalize_over="columns")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_error_budget_with_peaked_attention(backend: str) -> None:
     """Scores spread over hundreds of nats: weights of whole blocks underflow."""

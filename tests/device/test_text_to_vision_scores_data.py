@@ -24,7 +24,7 @@ from tests.device.score_calls import (
 from tests.device.score_calls import (
     few_programs as few_programs,
 )
-from tests.device.support import BACKENDS, DEVICE, ON_GPU, put
+from tests.device.support import BACKENDS, DEVICE, ON_GPU, REPORTING, put
 from tests.score_problems import Problem, brute_force, make, mask_of
 from tests.selection import check_compiled, check_opcheck, i32, same_bits
 
@@ -55,15 +55,16 @@ def test_scores_that_are_nan_are_refused(value: float, dtype: torch.dtype, backe
                 scores(*p.operands(), backend=backend)
 
 
-def test_nan_raises_one_bit_and_minus_infinity_of_one_key_none() -> None:
+@pytest.mark.parametrize("backend", REPORTING)
+def test_nan_raises_one_bit_and_minus_infinity_of_one_key_none(backend: str) -> None:
     p = make(1, 1, 1, 12, 12, 2)
     p.query.abs_()
     p.key[0, 0, 4] = -INF  # its weight is 0
     expected = brute_force(p)
-    result = scores(*p.operands(), backend="triton")
+    result = scores(*p.operands(), backend=backend)
     torch.testing.assert_close(result.double(), expected, rtol=2e-6, atol=1e-6)
     p.key[0, 0, :] = -INF  # no weight is defined
-    scores(*p.operands(), backend="triton", check=False)
+    scores(*p.operands(), backend=backend, check=False)
     assert read_and_clear() == Status.SCORES
 
 
@@ -99,27 +100,31 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize("backend", REPORTING)
 @pytest.mark.parametrize(("changes", "expected"), BAD)
-def test_bad_data_sets_its_bit(changes: dict, expected: Status | None, poisoned) -> None:
+def test_bad_data_sets_its_bit(
+    changes: dict, expected: Status | None, backend: str, poisoned
+) -> None:
     operands = [changes.get(place, value) for place, value in enumerate(GOOD)]
     if expected is None:
         with pytest.raises(ValueError, match="row_offsets"):
-            scores(*operands, backend="triton")
+            scores(*operands, backend=backend)
         return
     for options in ({}, {"normalize_over": "columns", "causal": False}):
-        result = scores(*operands, backend="triton", check=False, **options)
+        result = scores(*operands, backend=backend, check=False, **options)
         assert read_and_clear() == expected
         assert expected == Status.SCORES or not result.isnan().any()
 
 
-def test_bad_entries_are_skipped_and_named() -> None:
+@pytest.mark.parametrize("backend", REPORTING)
+def test_bad_entries_are_skipped_and_named(backend: str) -> None:
     """A row and a column that do not exist leave the others' scores as they are."""
     good = make(batch=1)
     bad = make(batch=1)
     bad.rows = [[*good.rows[0], 12, -1]]
     bad.columns = [[*good.columns[0], 99, -7]]
-    expected = scores(*good.operands(), backend="triton")
-    result = scores(*bad.operands(), backend="triton", check=False)
+    expected = scores(*good.operands(), backend=backend)
+    result = scores(*bad.operands(), backend=backend, check=False)
     assert same_bits(result[:-2], expected)
     assert not result[-2:].any()
     with pytest.raises(ValueError, match=r"^rows, columns: expected positions inside query and"):
@@ -147,14 +152,15 @@ def problems(draw: st.DrawFn) -> Problem:
     return p
 
 
+@pytest.mark.parametrize("backend", REPORTING)
 @settings(max_examples=200 if ON_GPU else 8, deadline=None)
-@given(problems(), st.booleans())
-def test_any_problem_keeps_the_budget(p: Problem, small: bool) -> None:
+@given(p=problems(), small=st.booleans())
+def test_any_problem_keeps_the_budget(p: Problem, small: bool, backend: str) -> None:
     # Depth and group are compiled in: on a GPU every example would compile kernels of its own.
     if ON_GPU:
         p.query, p.key = p.query.repeat(1, 1, 1, 16)[..., :16], p.key.repeat(1, 1, 1, 16)[..., :16]
     with small_blocks() if small else contextlib.nullcontext():
-        check(p, "triton")
+        check(p, backend)
 
 
 def test_workspace_and_shape_classes() -> None:
@@ -206,32 +212,35 @@ def test_real_shapes(backend: str) -> None:
             assert_scores_match(scores, *inputs.operands(), budget_dtype=budget, backend=backend)
 
 
-def test_result_is_repeatable() -> None:
+@pytest.mark.parametrize("backend", REPORTING)
+def test_result_is_repeatable(backend: str) -> None:
     p = make(1, 14, 2, 20, 70, 16, torch.float16)
-    results = [scores(*p.operands(), backend="triton") for _ in range(3 if ON_GPU else 2)]
+    results = [scores(*p.operands(), backend=backend) for _ in range(3 if ON_GPU else 2)]
     assert all(same_bits(result, results[0]) for result in results)
 
 
-def test_opcheck_and_compile() -> None:
+@pytest.mark.parametrize("backend", REPORTING)
+def test_opcheck_and_compile(backend: str) -> None:
     p = make(batch=2)
     operands = p.operands()
     for mask, per_head in ((None, False), (mask_of(2, 12), True)):
         arguments = put([*operands, mask, 0.3, True, 0, False, per_head])
-        check_opcheck("text_to_vision_scores_triton", *arguments)
+        check_opcheck(f"text_to_vision_scores_{backend}", *arguments)
 
     def call(*tensors: Tensor) -> Tensor:
-        return text_to_vision_scores(*tensors, backend="triton")
+        return text_to_vision_scores(*tensors, backend=backend)
 
     compiled = check_compiled(call, *put(operands))
-    assert same_bits(compiled.cpu(), scores(*operands, backend="triton"))
+    assert same_bits(compiled.cpu(), scores(*operands, backend=backend))
 
 
-def test_states_that_need_a_gradient_are_accepted() -> None:
+@pytest.mark.parametrize("backend", REPORTING)
+def test_states_that_need_a_gradient_are_accepted(backend: str) -> None:
     p = make()
-    expected = scores(*p.operands(), backend="triton")
+    expected = scores(*p.operands(), backend=backend)
     operands = put(p.operands())
     for state in operands[:2]:
         state.requires_grad_()
-    result = text_to_vision_scores(*operands, backend="triton")
+    result = text_to_vision_scores(*operands, backend=backend)
     assert not result.requires_grad
     assert same_bits(result.cpu(), expected)

@@ -12,7 +12,7 @@ Usage: python tests/mutants/run.py [--list] [NAME ...]   (names without .patch; 
 Tests run in processes forked from this one, which has imported torch and transformers but none of
 the packages under test. The named tests first run unchanged and must pass; then each mutant is
 applied, the native library rebuilt if it touches native sources, and the named tests run: one must
-fail, or the process crash.
+fail, or the process crash. CUDA kernels are compiled by the tests that load them, for the emulator.
 A diff that does not apply, a test that does not exist and a mutant that survives are errors.
 """
 
@@ -56,7 +56,8 @@ PRELOADED = (
 )
 CATCHER = re.compile(r"^Caught by:\s*(.+)$", re.MULTILINE)
 TOUCHED = re.compile(r"^\+\+\+ b/(\S+)", re.MULTILINE)
-NATIVE = ("csrc/", "CMakeLists.txt")
+NATIVE = re.compile(r"CMakeLists\.txt|csrc/(?!cuda/)")  # what the native library is built from
+EMULATED = Path("build", "emulated")  # objects of the CUDA kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,21 +94,23 @@ def read_mutant(path: Path) -> Mutant:
     touched = TOUCHED.findall(diff)
     if not tests or not touched:
         raise SystemExit(f"{path.name}: needs a 'Caught by:' line and a diff with a/ and b/ paths")
-    return Mutant(path, tests, any(name.startswith(NATIVE) for name in touched))
+    return Mutant(path, tests, any(map(NATIVE.match, touched)))
 
 
 def copy_tree(target: Path) -> None:
-    """Copies what git knows or would add, and the built library."""
+    """Copies what git knows or would add, and the built library; links the emulated objects."""
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
-    library = b"erase_kernels/_C.abi3.so"
-    for name in filter(None, [*names, library]):
+    for name in filter(None, [*names, b"erase_kernels/_C.abi3.so"]):
         source = ROOT / os.fsdecode(name)
         if not source.is_file():
             continue  # deleted, not yet committed
         copy = target / os.fsdecode(name)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, copy)
+    (target / EMULATED).mkdir(parents=True)  # what mutants add stays there
+    for path in (ROOT / EMULATED).glob("*.*o"):
+        (target / EMULATED / path.name).symlink_to(path)
 
 
 def environment(tree: Path) -> dict[str, str]:
@@ -118,6 +121,7 @@ def environment(tree: Path) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
         "ERASE_KERNELS_NATIVE": "1",
+        "ERASE_KERNELS_EMULATED_CACHE": str(tree / EMULATED),
     }
 
 
@@ -279,6 +283,8 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is, which its kernels' tests run in
     preload()
+    if any("tests/device/" in test or "tests/emu/" in test for m in mutants for test in m.tests):
+        step(ROOT, sys.executable, "-m", "tests.emu.build", "0", "1", "races")
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         verdicts = try_all(mutants, Path(scratch))
     bad = [verdict for verdict in verdicts if verdict.problem]

@@ -1,0 +1,71 @@
+// torch's current stream and device through the stable ABI, and a checked launch. The functions
+// declared weak are those of torch's CUDA half: the library also loads where torch has none.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/c/shim.h>
+
+#include <array>
+#include <atomic>
+#include <sstream>
+#include <stdexcept>
+
+#pragma weak aoti_torch_get_current_cuda_stream
+#pragma weak torch_c10_cuda_check_msg
+#pragma weak torch_c10_cuda_free_error_msg
+
+namespace erase_kernels {
+
+using CurrentDevice = torch::stable::accelerator::DeviceGuard;
+
+constexpr size_t kMostDevices = 64;
+constexpr size_t kPlainSharedBytes = 48 << 10;  // more must be asked for, CUDA Programming Guide
+
+inline void check_cuda(cudaError_t error, const char* name) {
+  if (error == cudaSuccess) return;
+  std::ostringstream message;
+  message << name << ": CUDA says: " << cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice)
+    message << "; the library has kernels for compute capability 8.0 and later: use "
+               "backend=\"triton\"";
+  if (error == cudaErrorInsufficientDriver)
+    message << "; the library needs a driver for CUDA 13 (580 or later)";
+  throw std::runtime_error(message.str());
+}
+
+inline cudaStream_t current_stream(int32_t device, const char* name) {
+  if (aoti_torch_get_current_cuda_stream == nullptr)
+    throw std::runtime_error(std::string(name) + ": this torch was built without CUDA");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline int multiprocessors_of(int32_t device) {
+  static std::array<std::atomic<int>, kMostDevices> known{};
+  std::atomic<int>& count = known.at(static_cast<size_t>(device));
+  if (count == 0) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device),
+               "multiprocessors");
+    count = value;
+  }
+  return count;
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch_kernel(const char* name, int32_t device, void (*kernel)(Parameters...), dim3 grid,
+                   dim3 block, size_t shared_bytes, const Arguments&... arguments) {
+  if (shared_bytes > kPlainSharedBytes)
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)),
+               name);
+  kernel<<<grid, block, shared_bytes, current_stream(device, name)>>>(
+      static_cast<Parameters>(arguments)...);
+  check_cuda(cudaGetLastError(), name);
+}
+
+}  // namespace erase_kernels
