@@ -3,7 +3,8 @@
     python -m bench --device cuda [--quick] [--only TEXT] [--out DIR] [--revision TEXT]
 
 A row or a peer that fails is named with its reason and the others go on. Compiling peers takes most
-of the time, so they are compiled for the headline rows only, and only while time is left.
+of the time, so they are compiled for the headline rows only, which come first, and only while time
+is left; peers are left out where ours would otherwise not get through all rows.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bench.device_rows import DeviceRow, all_rows
 from bench.problem import COMPILED, Problem, Run
 from bench.timing import CudaTimer, Timer, ceilings, count_launches, measure
 from erase_kernels import _backends, check_status
+from erase_kernels._native import STATUS
 
 ROTATION = 2.2  # times the L2 cache that the copies of the operands touch
 LEAST_COPIES, MOST_COPIES = 2, 128
@@ -35,6 +37,7 @@ HOST_CALLS = 30
 ROUND_BUDGET_S = 0.12  # of one implementation of one row
 QUICK_BUDGET_S = 0.05
 COMPILE_SHARE = 0.75  # of the run's time, after which nothing more is compiled
+OURS_S = 0.5  # of one backend of one row, operands included, kept for each row to come
 COPY_BYTES, PRODUCT_WIDTH = 1 << 30, 8192
 
 
@@ -52,6 +55,7 @@ class Session:
         compile_until: when to stop compiling peers.
         round_budget: seconds of timed rounds of one implementation.
         clock: seconds.
+        rows_to_come: after the one that is measured.
     """
 
     timer: Timer
@@ -63,6 +67,12 @@ class Session:
     compile_until: float = math.inf
     round_budget: float = ROUND_BUDGET_S
     clock: Callable[[], float] = time.monotonic
+    rows_to_come: int = 0
+
+    def out_of_time(self) -> bool:
+        """Whether what is left is needed for ours."""
+        kept = self.rows_to_come * len(self.backends) * OURS_S
+        return self.clock() > self.until - kept
 
 
 def backends_on(device: torch.device) -> tuple[str, ...]:
@@ -101,12 +111,12 @@ def run_row(row: DeviceRow, session: Session) -> DeviceResult:
         if _time(result, backend, run, problem, copies, session, strict=True):
             result.host[backend] = host_seconds(session.timer, run, copies[0])
     for peer, function in problem.peers.items():
-        if session.clock() > session.until:
+        if session.out_of_time():
             result.errors[peer] = "skipped: out of time"
         else:
             _time(result, peer, function, problem, copies, session, strict=False)
     if row.headline and problem.compiled is not None:
-        if session.clock() > session.compile_until:
+        if session.clock() > session.compile_until or session.out_of_time():
             result.errors[COMPILED] = "skipped: no time to compile it"
         else:
             torch.compiler.reset()
@@ -162,15 +172,20 @@ def release(device: torch.device) -> None:
 def run_rows(
     rows: list[DeviceRow],
     session: Session,
-    done: Callable[[list[DeviceResult]], None] = lambda _: None,
+    done: Callable[[list[DeviceResult], DeviceResult], None] = lambda *_: None,
 ) -> list[DeviceResult]:
-    """Measures all rows; ``done`` hears of the results so far after each."""
-    results: list[DeviceResult] = []
-    for row in rows:
-        results.append(run_row(row, session))
+    """Measures all rows, headline rows first; results are in the order of the rows.
+
+    ``done`` hears of the results so far after each, and of the last.
+    """
+    found: dict[int, DeviceResult] = {}
+    order = sorted(range(len(rows)), key=lambda place: not rows[place].headline)
+    for place in order:
+        session.rows_to_come = len(rows) - len(found) - 1
+        found[place] = run_row(rows[place], session)
         release(session.device)
-        done(results)
-    return results
+        done([found[i] for i in sorted(found)], found[place])
+    return [found[i] for i in sorted(found)]
 
 
 def add_launches(rows: list[DeviceRow], results: list[DeviceResult], session: Session) -> None:
@@ -217,6 +232,7 @@ def facts_of(session: Session, revision: str) -> dict[str, object]:
     command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
     return machine.provenance("cuda", command, revision) | {
         "backends": ", ".join(session.backends),
+        **({"native CUDA kernels": STATUS.cuda_build} if "native" in session.backends else {}),
         "L2 cache": f"{session.timer.cache_bytes / (1 << 20):.0f} MiB",
         "copy bandwidth": f"{session.copy_rate / 1e12:.2f} TB/s, read plus written",
         "matmul rate": f"{session.multiply_rate / 1e12:.0f} TFLOP/s, bf16, {PRODUCT_WIDTH}^3",
@@ -240,8 +256,8 @@ def main(arguments: argparse.Namespace) -> int:
     base = Path(arguments.out) if arguments.out else None if partial else report.RESULTS
     folder = base and base / report.directory_name(str(facts["device"]))
 
-    def done(results: list[DeviceResult]) -> None:
-        last, taken = results[-1], time.monotonic() - start
+    def done(results: list[DeviceResult], last: DeviceResult) -> None:
+        taken = time.monotonic() - start
         facts["rows"] = f"{len(results)} of {len(rows)}, {taken:.0f} s"
         print(f"[{taken:5.0f} s] {last.row}", file=sys.stderr, flush=True)
         if folder:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import device_wins
 from bench.device_rows import Target
 from bench.problem import COMPILED, EAGER
 from bench.report import write_atomically
@@ -108,6 +109,15 @@ class DeviceResult:
             unknown.append("launches not counted")
         return unknown
 
+    def fastest(self) -> str:
+        """The backend with the least time.
+
+        Raises:
+            ValueError: none was timed.
+        """
+        timed = [backend for backend in self.backends if backend in self.seconds]
+        return min(timed, key=lambda backend: self.seconds[backend].median)
+
     def verdict(self, backend: str) -> str:
         """One cell of the table."""
         missed, unknown = self.missed(backend), self.open_questions(backend)
@@ -185,6 +195,8 @@ def show(results: list[DeviceResult], console: Console) -> None:
             style = "red" if result.missed(backend) else None
             table.add_row(*cells(result, backend), style=style)
     console.print(table)
+    for line in device_wins.section(results):
+        console.print(line, markup=False)
     for result in results:
         for name, reason in result.errors.items():
             console.print(f"{result.row}: {name}: {reason}", markup=False)
@@ -198,6 +210,7 @@ def markdown(results: list[DeviceResult], facts: dict[str, Any]) -> str:
     for result in results:
         for backend in result.backends:
             lines.append("| " + " | ".join(cells(result, backend)) + " |")
+    lines += device_wins.section(results)
     missing = [
         f"- {result.row}: {name}: {reason}"
         for result in results

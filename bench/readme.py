@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench import device_report, prefill, report
@@ -89,23 +90,24 @@ GPU_ROWS = (
 
 
 def gpu_table(folder: Path) -> str:
-    """The operators on one GPU."""
+    """The operators on one GPU; which backend is meant stands there where there are several."""
     facts, results = device_report.load_results(folder / "operators.json")
     known = {result.row: result for result in results}
+    several = _several(results)
     lines = [
-        f"| operator, {facts['device']} | ours | of copy / matmul | vs published formula "
-        "| vs compiled torch |",
-        "|---|---:|---:|---:|---:|",
+        f"| operator, {facts['device']} |{' backend |' * several} ours | of copy / matmul "
+        "| vs published formula | vs compiled torch |",
+        f"|---|{'---|' * several}---:|---:|---:|---:|",
     ]
     for name in GPU_ROWS:
         result = known[name]
-        best = _fastest(result)
+        best = result.fastest()
         shares = f"{result.share(best, device_report.COPY):.0%}"
         if result.operations:
             shares += f" / {result.share(best, device_report.MULTIPLY):.0%}"
         ratios = [_ratio(result, best, peer) for peer in (PUBLISHED, COMPILED)]
-        micro = result.seconds[best].median * 1e6
-        lines.append(f"| `{name}` | {micro:.1f} µs | {shares} | {' | '.join(ratios)} |")
+        cells = [f"`{name}`", *([best] * several), _micro(result, best), shares, *ratios]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         f"{facts['device']}, driver {facts['driver']}, torch {facts['torch']}, "
@@ -114,6 +116,15 @@ def gpu_table(folder: Path) -> str:
         f"[bench/results](bench/results/{folder.name}).",
     ]
     return "\n".join(lines)
+
+
+def _several(results: Sequence[device_report.DeviceResult]) -> bool:
+    """Whether more than one backend was timed."""
+    return len({name for r in results for name in r.backends if name in r.seconds}) > 1
+
+
+def _micro(result: device_report.DeviceResult, backend: str) -> str:
+    return f"{result.seconds[backend].median * 1e6:.1f} µs"
 
 
 def tables(results: Path = report.RESULTS) -> str:
@@ -135,9 +146,9 @@ def measured(operator: str, results: Path = report.RESULTS) -> str:
         facts, on_gpu = device_report.load_results(path)
         for result in on_gpu:
             if result.row in GPU_ROWS and result.row.startswith(f"{operator} "):
-                best = _fastest(result)
+                best = result.fastest()
                 ratios = [_ratio(result, best, peer) for peer in (PUBLISHED, PLAIN, COMPILED)]
-                time = f"{result.seconds[best].median * 1e6:.1f} µs"
+                time = _micro(result, best) + f" ({best})" * _several(on_gpu)
                 shape = result.row.removeprefix(operator).strip()
                 lines.append(f"| {facts['device']}: {shape} | {time} | {' | '.join(ratios)} |")
     facts, on_cpu = report.load_results(results / DEVICE / "operators.json")
@@ -151,11 +162,6 @@ def measured(operator: str, results: Path = report.RESULTS) -> str:
             )
     head = ["| measured on | ours | vs by hand | vs best plain torch | vs compiled |"]
     return "\n".join([*head, "|---|---:|---:|---:|---:|", *lines])
-
-
-def _fastest(result: device_report.DeviceResult) -> str:
-    timed = [backend for backend in result.backends if backend in result.seconds]
-    return min(timed, key=lambda backend: result.seconds[backend].median)
 
 
 def _ratio(result: device_report.DeviceResult, backend: str, peer: str) -> str:

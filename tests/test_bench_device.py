@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import device_rows, problems_states, readme
+from bench import device_rows, device_wins, problems_states, readme
 from bench.device_report import DeviceResult, load_results, write
 from bench.device_rows import Target, all_rows, make_problem
 from bench.problem import COMPILED, EAGER
@@ -151,6 +151,50 @@ def test_results_are_written_and_read_back(tmp_path: Path) -> None:
     assert "- revision: abc" in text
     assert "| r | triton | 10.0 (9.0-11.0) | 50% / 100% | 1.0 | 100.0 | - | 2.0 |" in text
     assert "- r: plain torch: OutOfMemoryError: none left" in text
+
+
+def both(row: str, native: float, triton: float) -> DeviceResult:
+    """A row that two backends ran."""
+    result = a_result(seconds={"native": timed(native), "triton": timed(triton)})
+    result.row, result.backends = row, ("native", "triton")
+    return result
+
+
+def test_the_faster_backend_is_named(tmp_path: Path) -> None:
+    results = [
+        both("patch_entropy page uint8", 8, 10),
+        both("patch_entropy page uint8 HWC", 10, 10.2),
+        both("complexity_plan + segmented_topk page float32", 12, 10),
+        both("compact_kv_ late bfloat16 paged", 10, 20),
+        a_result(),
+    ]
+    assert [result.fastest() for result in results[:3]] == ["native", "native", "triton"]
+    assert device_wins.winner(results[4]) is None
+    lines = device_wins.section(results)
+    assert lines[3:] == [
+        "| operator | native | triton | even (within 3%) |",
+        "| --- | --- | --- | --- |",
+        "| patch_entropy | 1: page uint8 1.25x | 0 | 1: page uint8 HWC |",
+        "| complexity_plan + segmented_topk | 0 | 1: page float32 1.20x | 0 |",
+        "| compact_kv_ paged | 1: late bfloat16 2.00x | 0 | 0 |",
+        "",
+        "Never the fastest: triton on patch_entropy; native on complexity_plan + segmented_topk; "
+        "triton on compact_kv_ paged.",
+    ]
+    assert "\n".join(lines) in write(tmp_path, results, {})[1].read_text()
+    assert device_wins.section([a_result()]) == []
+
+
+def test_readme_names_the_backend_where_there_are_two(tmp_path: Path) -> None:
+    results = [both(name, 10 + place, 12) for place, name in enumerate(readme.GPU_ROWS)]
+    facts = {"device": "a GPU", "driver": "1", "torch": "2", "triton": "3", "copy bandwidth": "4"}
+    write(tmp_path / readme.GPU, results, facts)
+    text = readme.gpu_table(tmp_path / readme.GPU)
+    assert "| operator, a GPU | backend | ours |" in text
+    assert "| `patch_entropy page_16384 uint8` | native | 10.0 µs |" in text
+    assert "| `compact_rows late_16384 bfloat16` | triton | 12.0 µs |" in text
+    (tmp_path / readme.DEVICE).symlink_to(readme.report.RESULTS / readme.DEVICE)
+    assert "| 10.0 µs (native) |" in readme.measured("patch_entropy", tmp_path)
 
 
 def test_readme_shows_the_committed_tables(tmp_path: Path) -> None:

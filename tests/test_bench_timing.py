@@ -105,6 +105,32 @@ def test_out_of_time_leaves_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.errors == {PUBLISHED: late, PLAIN: late, COMPILED: not_compiled}
 
 
+def test_headline_rows_come_first_and_ours_come_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers of the first row run; of the others there is just time for ours, on every backend."""
+    operator, sizes, dtype, variant = SMALL["rows"]
+    shapes = [Case(operator, name, sizes, "") for name in ("a", "b", "c")]
+    monkeypatch.setattr(device_rows, "cases", lambda _: shapes)
+    monkeypatch.setattr(device, "release", lambda _: None)
+    monkeypatch.setattr(HostTimer, "peak_extra", lambda *_: 1)
+    rows = [DeviceRow(operator, name, dtype, variant, headline=name == "b") for name in "abc"]
+    now = [0.0]
+    backends = ("native", "reference")
+    session = device.Session(HostTimer(), CPU, backends, 1e9, 1e9, compile_until=-1)
+    session.round_budget, session.clock = 0.001, lambda: now[0]
+    session.until = 2 * len(backends) * device.OURS_S + 0.5
+    seen: list[str] = []
+
+    def done(results: list[Any], last: Any) -> None:
+        seen.append(last.row.split()[1])
+        now[0] += 1.8
+
+    results = device.run_rows(rows, session, done)
+    assert seen == ["b", "a", "c"]
+    assert [result.row.split()[1] for result in results] == ["a", "b", "c"]
+    assert [PLAIN in result.seconds for result in results] == [False, True, False]
+    assert all(set(backends) <= result.seconds.keys() for result in results)
+
+
 def test_launches_are_not_made_up(gpu: FakeGpu) -> None:
     """Where no profiler sees a GPU there is no count."""
     assert timing.count_launches(lambda: torch.ones(3) + 1) is None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import report
-from tools import gpu_check, gpu_steps
+from tools import gpu_check, gpu_plan, gpu_runner, gpu_steps
 from tools.gpu_steps import FAILED, NOT_RUN, PASSED, TIMED_OUT, Result, Step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,8 @@ def shell(name: str, script: str, limit_s: float = 60.0) -> Step:
 
 
 def facts(device: str | None) -> Step:
-    return shell("facts", f"echo '{json.dumps({'device': device, 'torch': '2'})}'")
+    known = {"device": device, "torch": "2", "capability": "9.0"}
+    return shell("facts", f"echo '{json.dumps(known)}'")
 
 
 def test_goes_on_after_a_failed_step(tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_goes_on_after_a_failed_step(tmp_path: Path) -> None:
         shell("good", "echo fine"),
     ]
     seen: list[list[str]] = []
-    results = gpu_check.run_all(
+    results = gpu_runner.run_all(
         steps, tmp_path / "logs", lambda done: seen.append([r.status for r in done])
     )
     assert [r.status for r in results] == [PASSED, FAILED, TIMED_OUT, FAILED, PASSED]
@@ -56,8 +57,8 @@ def test_goes_on_after_a_failed_step(tmp_path: Path) -> None:
     assert len(seen) == len(steps)
     assert results[2].tail == "begun"
     assert results[2].seconds < 30
-    assert not gpu_check.passed(results)
-    assert gpu_check.passed([results[0], results[4]])
+    assert not gpu_runner.passed(results)
+    assert gpu_runner.passed([results[0], results[4]])
     text = gpu_check.summary(results, tmp_path / "logs")
     assert "what went wrong" in text
     assert "slow         timed out" in text
@@ -69,10 +70,10 @@ def test_goes_on_after_a_failed_step(tmp_path: Path) -> None:
 
 def test_the_limit_of_all_steps_holds(tmp_path: Path) -> None:
     steps = [facts("X"), shell("slow", "sleep 60"), shell("late", "true")]
-    results = gpu_check.run_all(steps, tmp_path / "logs", lambda done: None, total_s=3.0)
+    results = gpu_runner.run_all(steps, tmp_path / "logs", lambda done: None, total_s=3.0)
     assert [r.status for r in results] == [PASSED, TIMED_OUT, NOT_RUN]
     assert results[2].note == "no time was left"
-    assert not gpu_check.passed(results[::2])
+    assert not gpu_runner.passed(results[::2])
 
 
 def test_a_program_is_told_the_time_there_is(tmp_path: Path) -> None:
@@ -103,10 +104,10 @@ def _alive(pid: int) -> bool:
 
 def test_without_a_gpu_nothing_pretends(tmp_path: Path) -> None:
     steps = [facts(None), shell("operators", "echo must not run")]
-    results = gpu_check.run_all(steps, tmp_path / "logs", lambda done: None)
+    results = gpu_runner.run_all(steps, tmp_path / "logs", lambda done: None)
     assert [r.status for r in results] == [PASSED, NOT_RUN]
     assert results[1].note == "no CUDA device was found"
-    assert not gpu_check.passed(results)
+    assert not gpu_runner.passed(results)
 
 
 def test_tests_are_counted_and_failures_named(tmp_path: Path) -> None:
@@ -145,27 +146,29 @@ def test_counts_of_a_last_line(line: str, counts: dict[str, int] | None) -> None
 def test_the_summary_is_short(tmp_path: Path) -> None:
     """A remote machine sends back the last 12 000 characters only."""
     results = [Result(facts("X"), PASSED)]
-    for name in gpu_check.NAMES[1:]:
+    for name in gpu_plan.NAMES[1:]:
         log = "".join(f"FAILED tests/device/test_x.py::test_{i} - {'x' * 400}\n" for i in range(99))
         (tmp_path / f"{name}.log").write_text(log)
         step = Step(name, "tests", ("true",), 1.0, tests=True)
         results.append(Result(step, FAILED, exit=1, counts={"failed": 99}, tail=log[-9000:]))
     text = gpu_check.summary(results, tmp_path)
-    assert "and 84 more" in text
+    assert re.search(r"and 9\d more", text)
     assert len(text) < 11_000
+    alone = gpu_check.summary(results[:2], tmp_path)
+    assert "and 84 more" in alone
     assert text.splitlines()[-1].startswith("gpu-check FAILED")
 
 
 def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "RESULTS", tmp_path / "results")
     logs, out = tmp_path / "logs", tmp_path / "out"
-    results = gpu_check.run_all(
+    results = gpu_runner.run_all(
         [facts("NVIDIA Test"), shell("bad", "echo why; exit 1")],
         logs,
         lambda done: gpu_check.write(done, logs, out, "abc123"),
     )
     content = json.loads((out / "gpu-check.json").read_text())
-    assert content["facts"] == {"device": "NVIDIA Test", "torch": "2"}
+    assert content["facts"] == {"device": "NVIDIA Test", "torch": "2", "capability": "9.0"}
     assert content["revision"] == "abc123"
     assert content["passed"] is False
     assert [step["name"] for step in content["steps"]] == ["facts", "bad"]
@@ -217,16 +220,26 @@ def test_dry_run_names_every_command() -> None:
     command = [sys.executable, "-m", "tools.gpu_check", "--dry-run", "--revision", "abc123"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())
-    assert list(lines) == list(gpu_check.NAMES)
+    assert list(lines) == list(gpu_plan.NAMES)
     assert "build_ext --inplace" in lines["native"]
-    for name, folder in (("operators", "tests/device"), ("integration", "tests/hf")):
+    assert "ERASE_KERNELS_CUDA_ARCHITECTURES={architecture}-real" in lines["native"]
+    for name in gpu_plan.SANITIZERS:
+        assert lines[name].endswith(f"-m tools.sanitize {name}")
+    stress = gpu_plan.STRESS
+    for name, folder in (
+        ("operators", "tests/device"),
+        ("stress", stress),
+        ("integration", "tests/hf"),
+    ):
         assert "ERASE_KERNELS_TEST_DEVICE=cuda" in lines[name]
         assert lines[name].endswith(folder)
-        assert re.search(r"-n \d+ tests/", lines[name])
+        assert re.search(r"-n \d+ (?:--ignore=\S+ )?tests/", lines[name])
+        assert ("ERASE_KERNELS_TEST_BACKENDS={backends}" in lines[name]) == (name != "integration")
+    assert f"--ignore={stress} " in lines["operators"]
     assert "-m bench --device cuda --budget" in lines["benchmarks"]
     assert "abc123" in lines["benchmarks"]
     quick = subprocess.run([*command, "--quick"], cwd=ROOT, capture_output=True, text=True)
-    assert [line.split(" ")[0] for line in quick.stdout.splitlines()] == list(gpu_check.QUICK)
+    assert [line.split(" ")[0] for line in quick.stdout.splitlines()] == list(gpu_plan.QUICK)
     only = subprocess.run([*command, "--only", "native"], cwd=ROOT, capture_output=True, text=True)
     assert [line.split(" ")[0] for line in only.stdout.splitlines()] == ["facts", "native"]
 
@@ -234,9 +247,3 @@ def test_dry_run_names_every_command() -> None:
 def test_the_folder_is_the_benchmarks_folder() -> None:
     for name in ("NVIDIA H200", "NVIDIA GeForce RTX 5090 (Laptop)"):
         assert gpu_check.slug(name) == report.directory_name(name)
-
-
-def test_a_current_library_is_not_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_check.native_is_current()
-    monkeypatch.setattr(gpu_check, "LIBRARY", ROOT / "no such library")
-    assert not gpu_check.native_is_current()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from erase_kernels import _backends
-from tools import sass, triton_report
+from tools import kernel_facts, sass, triton_report
 
 ROOT = Path(__file__).resolve().parent.parent
 HARMLESS = {
@@ -61,13 +61,13 @@ def test_every_fault_is_found() -> None:
 
 
 def test_limits_are_limits() -> None:
-    assert triton_report.faults(HARMLESS, 120) == []
-    assert triton_report.faults({**HARMLESS, "shared": 99 * 1024 + 1}, 120) == [
+    assert kernel_facts.faults(HARMLESS, 120) == []
+    assert kernel_facts.faults({**HARMLESS, "shared": 99 * 1024 + 1}, 120) == [
         "101377 bytes of shared memory; the limit is 99 KiB"
     ]
     fused = {**HARMLESS, "mix": {**HARMLESS["mix"], "ffma": 1}}
-    assert triton_report.faults(fused, 90) == ["1 fused multiply-adds on the luma path"]
-    assert triton_report.faults({**fused, "luma": False}, 90) == []
+    assert kernel_facts.faults(fused, 90) == ["1 fused multiply-adds on the luma path"]
+    assert kernel_facts.faults({**fused, "luma": False}, 90) == []
 
 
 def test_instructions_are_counted() -> None:
@@ -75,6 +75,7 @@ def test_instructions_are_counted() -> None:
         "MOV R1, c[0x0][0x28] ;",
         "@!P0 LDG.E.128.CONSTANT R4, [R2.64] ;",
         "@P1 LDG.E.64 R4, [R2.64] ;",
+        "LDG.E.64.CONSTANT R4, desc[UR6][R2.64] ;",
         "LDG.E R4, [R2.64] ;",
         "LDG.E.U8.STRONG.GPU R4, [R2.64] ;",
         "LDGSTS.E.BYPASS.128 [R3], [R2.64] ;",
@@ -97,9 +98,9 @@ def test_instructions_are_counted() -> None:
         "NOP ;",
     ]
     listing = "".join(f"        /*{16 * n:04x}*/    {line}\n" for n, line in enumerate(lines))
-    once = ("ldg128", "ldg64", "ldg32", "ldg8", "async", "stg", "mma", "mufu", "bar", "ffma")
+    once = ("ldg128", "ldg32", "ldg8", "async", "stg", "mma", "mufu", "bar", "ffma")
     expected = dict.fromkeys((*once, "fmul", "fadd", "popc", "vote"), 1)
-    expected |= {"total": 22, "ldg16": 0, "wgmma": 2, "atom": 2, "local": 2}
+    expected |= {"total": 23, "ldg64": 2, "ldg16": 0, "call": 0, "wgmma": 2, "atom": 2, "local": 2}
     found = list(sass.parse("\t.headerflags\n" + listing))
     assert [address for address, _ in found] == [16 * n for n in range(len(lines))]
     assert sass.count([name for _, name in found]) == expected
@@ -111,9 +112,9 @@ def test_an_operator_without_a_kernel_is_named() -> None:
     names = [f"{operator}_kernel large, fp32" for operator in _backends.TRITON_OPERATORS]
     assert triton_report.uncovered({"name": name} for name in names) == []
     assert triton_report.uncovered({"name": name} for name in names[1:]) == ["patch_entropy"]
-    assert triton_report.operator_of("text_to_vision_scores_rows d64") == "text_to_vision_scores"
-    assert triton_report.operator_of("compact_kv_paged users") == "compact_kv_paged"
-    assert triton_report.operator_of("compact_kvx") == ""
+    assert kernel_facts.operator_of("text_to_vision_scores_rows d64") == "text_to_vision_scores"
+    assert kernel_facts.operator_of("compact_kv_paged users") == "compact_kv_paged"
+    assert kernel_facts.operator_of("compact_kvx") == ""
 
 
 def test_both_tritons_are_the_declared_ones() -> None:
@@ -129,4 +130,4 @@ def test_both_tritons_are_the_declared_ones() -> None:
 def test_architectures_are_those_with_configurations() -> None:
     from erase_kernels.triton_kernels import _launch
 
-    assert tuple(triton_report.SHARED_KIB) == _launch.ARCHITECTURES
+    assert tuple(kernel_facts.SHARED_KIB) == _launch.ARCHITECTURES

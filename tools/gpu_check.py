@@ -2,170 +2,69 @@
 
     python -m tools.gpu_check [--quick] [--only STEP ...] [--out DIR] [--revision TEXT] [--dry-run]
 
-Uses the calling python, which has torch, triton, transformers and pytest. Runs all operator and
-integration tests on the GPU (CUDA graphs and the search for hidden synchronisation among them),
-then the benchmarks; goes on after a step that fails, and ends with a summary and status 1 if any
-did.
+Uses the calling python, which has torch, triton, transformers and pytest, and nvcc. Builds the
+native library for this GPU, runs all operator and integration tests (CUDA graphs and the search for
+hidden synchronisation among them), the native kernels under compute-sanitizer where there is one,
+then measures; goes on after a step that fails, and ends with a summary and status 1 if any did.
 Results, logs and a table go to bench/results/<device>, or to ``--out``: at most eight files.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import os
 import re
-import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_steps import NOT_RUN, Result, Step, last_json, run_step, write_atomically
+from tools.gpu_plan import LOGS, MEASURED, NAMES, plan
+from tools.gpu_runner import TOTAL_S, counted, facts_of, passed, run_all
+from tools.gpu_steps import Result, last_json, write_atomically
+from tools.native_library import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-LOGS = ROOT / "build" / "gpu-check"
-MEASURED = LOGS / "bench"  # what the benchmarks write
-LIBRARY = ROOT / "erase_kernels" / "_C.abi3.so"
-TOTAL_S = 525.0  # the promise is nine minutes; ending a step and writing take some seconds
-SPARE_CORES = 2  # not used by test workers
-MOST_WORKERS = 14  # each holds a CUDA context
-STUCK_S = 90  # after which a test's stack is printed
 MAX_FILES = 8  # under --out
 WRITTEN = 3  # of them, beside the benchmarks' results
 MAX_FAILURES = 15  # tests named per step in the summary
 MAX_LINE = 160  # characters
 MAX_TAIL = 1800  # characters of a failed step's log in the summary
-
-NAMES = ("facts", "native", "operators", "integration", "benchmarks")
-QUICK = ("facts", "operators", "integration", "benchmarks")
-NEED_NO_GPU = ("facts", "native")
+MAX_FOUND = 8000  # characters of the summary about all failed steps together
 
 
-def plan(arguments: argparse.Namespace) -> list[Step]:
-    """The steps, in order."""
-    python = sys.executable
-    tests = {
-        "ERASE_KERNELS_TEST_DEVICE": "cuda",
-        "TRITON_INTERPRET": "0",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-    }
-    pytest = [python, "-m", "pytest", "-v", "--tb=short", "--durations=10"]
-    pytest += ["-p", "no:cacheprovider", "-o", f"faulthandler_timeout={STUCK_S}"]
-    if importlib.util.find_spec("xdist"):
-        workers = max(min((os.cpu_count() or 1) - SPARE_CORES, MOST_WORKERS), 1)
-        pytest += ["-n", str(workers)]
-    if arguments.quick:
-        pytest += ["--maxfail=5"]
-    bench = [python, "-m", "bench", "--device", "cuda", "--budget", "{seconds}"]
-    bench += ["--out", str(MEASURED.relative_to(ROOT))]
-    if arguments.quick:
-        bench += ["--quick"]
-    if arguments.revision:
-        bench += ["--revision", arguments.revision]
-    build = (python, "setup.py", "--quiet", "build_ext", "--inplace")
-    steps = [
-        Step("facts", "machine and versions", (python, "-m", "tools.gpu_facts"), 60),
-        Step("native", "native library", build, 90),
-        Step("operators", "operator tests", (*pytest, "tests/device"), 200, tests, tests=True),
-        Step("integration", "integration tests", (*pytest, "tests/hf"), 150, tests, tests=True),
-        Step("benchmarks", "benchmarks", tuple(bench), 240),
-    ]
-    wanted = arguments.only or (QUICK if arguments.quick else NAMES)
-    return [step for step in steps if step.name in ("facts", *wanted)]
+def failures(result: Result, log: str, space: int = MAX_FOUND) -> list[str]:
+    """Tests that a pytest log names as failed, or the end of any other failed step's log.
 
-
-def native_is_current() -> bool:
-    """Whether the library beside the sources was built from them."""
-    if not LIBRARY.exists():
-        return False
-    module = runpy.run_path(str(ROOT / "erase_kernels" / "_source_hash.py"))
-    return bool(module["embedded_hash"](LIBRARY) == module["source_hash"](ROOT))
-
-
-def run_all(
-    steps: Sequence[Step],
-    logs: Path,
-    after: Callable[[list[Result]], None],
-    total_s: float = TOTAL_S,
-) -> list[Result]:
-    """Every step, whatever became of the ones before it; without a GPU those that need none.
-
-    ``after`` gets the results so far, after each step.
+    ``space`` is how many characters there may be.
     """
-    shutil.rmtree(logs, ignore_errors=True)
-    logs.mkdir(parents=True)
-    start, no_gpu = time.monotonic(), ""
-    results: list[Result] = []
-    for step in steps:
-        remaining = total_s - (time.monotonic() - start)
-        if step.name == "native" and native_is_current():
-            result = Result(step, note="the library is up to date")
-        elif no_gpu and step.name not in NEED_NO_GPU:
-            result = Result(step, note=no_gpu)
-        else:
-            print(f"== {step.name}: {step.what} (at most {min(step.limit_s, remaining):.0f} s)")
-            sys.stdout.flush()
-            result = run_step(step, logs, ROOT, remaining)
-            print(f"   {result.status} in {result.seconds:.0f} s {_counts(result)}", flush=True)
-        if step.name == "facts" and not last_json(result.tail).get("device"):
-            no_gpu = "no CUDA device was found"
-        results.append(result)
-        after(results)
-    return results
-
-
-def facts_of(results: Sequence[Result]) -> dict[str, Any]:
-    """What the first step printed."""
-    return last_json(results[0].tail) if results else {}
-
-
-def passed(results: Sequence[Result]) -> bool:
-    """Nothing failed, and what did not run had no need to."""
-    return all(not r.bad and (r.status != NOT_RUN or r.step.name == "native") for r in results)
-
-
-# --- output --------------------------------------------------------------------------------------
-
-
-def _counts(result: Result) -> str:
-    return ", ".join(f"{number} {word}" for word, number in result.counts.items())
-
-
-def failures(result: Result, log: str) -> list[str]:
-    """Tests that a pytest log names as failed, or the end of any other failed step's log."""
     if not result.bad:
         return []
     lines = re.findall(r"^(?:FAILED|ERROR) .*$", log, re.MULTILINE)
-    more = len(lines) - MAX_FAILURES
-    named = [line[:MAX_LINE] for line in lines[:MAX_FAILURES]]
-    named += [f"... and {more} more"] if more > 0 else []
-    return named or result.tail[-MAX_TAIL:].splitlines()
+    shown = max(min(MAX_FAILURES, space // MAX_LINE), 1)
+    named = [line[:MAX_LINE] for line in lines[:shown]]
+    named += [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
+    return named or result.tail[-min(MAX_TAIL, space) :].splitlines()
 
 
 def summary(results: Sequence[Result], logs: Path) -> str:
     """What to read first; short enough for the last screen of a log."""
     lines = []
+    space = MAX_FOUND // max(sum(result.bad for result in results), 1)
     for result in results:
         log = logs / f"{result.step.name}.log"
-        found = failures(result, log.read_text(errors="replace") if log.exists() else "")
+        found = failures(result, log.read_text(errors="replace") if log.exists() else "", space)
         if found:
             lines += [f"\n--- {result.step.name}: {result.status} {result.note}", *found]
     facts = facts_of(results)
     lines += ["", ", ".join(f"{key} {value}" for key, value in facts.items())]
     for result in results:
         state = f"{result.step.name:<12} {result.status:<10} {result.seconds:6.1f} s"
-        lines.append("  ".join(filter(None, [state, _counts(result), result.note])))
+        lines.append("  ".join(filter(None, [state, counted(result), result.note])))
     seconds = sum(result.seconds for result in results)
     verdict = "PASSED" if passed(results) else "FAILED"
     lines.append(f"gpu-check {verdict} in {seconds:.0f} s")
@@ -184,7 +83,28 @@ def markdown(report: dict[str, Any]) -> str:
         rows.append(
             f"| {step['name']} | {state} | {tests} | {step['seconds']} | `python {command}` |"
         )
-    return "\n".join([*rows, ""])
+    return "\n".join([*rows, *first_calls(report.get("first_calls", {})), ""])
+
+
+def first_calls(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Lines of a table: operators, and a column per backend."""
+    if not found:
+        return []
+    backends = list(dict.fromkeys(backend for by in found.values() for backend in by))
+    rows = ["", "Milliseconds of the first call in a fresh process, CUDA being initialised:", ""]
+    rows += ["| operator | " + " | ".join(backends) + " |", "|---|" + "---:|" * len(backends)]
+    for operator, by in found.items():
+        cells = [first_call(by.get(backend, {})) for backend in backends]
+        rows.append(f"| {operator} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def first_call(figures: dict[str, Any]) -> str:
+    """One cell; where a first call had to compile, the figure is the next process's."""
+    if "first_ms" not in figures:
+        return str(figures.get("error", "-"))
+    compiling = figures.get("compiling_ms")
+    return f"{figures['first_ms']}" + (f" ({compiling} when compiling)" if compiling else "")
 
 
 def slug(device: str) -> str:
@@ -201,6 +121,9 @@ def write(results: Sequence[Result], logs: Path, out: Path, revision: str) -> No
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "steps": [result.facts() for result in results],
     }
+    for result in results:
+        if result.step.name == "first-calls":
+            report |= last_json(result.tail)
     write_atomically(out / "gpu-check.json", json.dumps(report, indent=1) + "\n")
     write_atomically(out / "gpu-check.md", markdown(report))
     parts = [f"===== {log.stem}\n{log.read_text(errors='replace')}" for log in _logs(results, logs)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
+import shutil
 import subprocess
 
 import torch
@@ -20,10 +22,21 @@ def version(package: str) -> str:
         return "missing"
 
 
+def nvcc() -> str:
+    """Version of the CUDA compiler."""
+    path = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if path is None:
+        return "missing"
+    said = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\S+),", said)
+    return found[1] if found else "unknown"
+
+
 def main() -> None:
     facts: dict[str, object] = {"python": platform.python_version()}
     facts |= {package: version(package) for package in PACKAGES}
-    facts |= {"torch": str(torch.__version__), "cuda": torch.version.cuda, "device": None}
+    facts |= {"torch": str(torch.__version__), "cuda": torch.version.cuda, "nvcc": nvcc()}
+    facts["device"] = None
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         driver = subprocess.run(QUERY, capture_output=True, text=True, check=True).stdout.strip()

@@ -20,6 +20,8 @@ GRACE_S = 5  # between asking a process to end and ending it
 SUMMARY = re.compile(r"^(?:=+ )?((?:\d+ [a-z]+(?:, )?)+) in [\d.]+s\b.*$", re.MULTILINE)
 
 PASSED, FAILED, TIMED_OUT, NOT_RUN = "passed", "failed", "timed out", "not run"
+DECLINED = 77  # exit status of a program that cannot do its work on this machine
+NOT_RUN_LINE, NOTE_LINE = "NOT RUN: ", "NOTE: "  # before its reason; before a remark of any step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Step:
         limit_s: seconds it may take.
         environment: variables to set.
         tests: whether it is pytest, whose counts are read from the output.
+        beside: runs beside the steps that follow, up to the next quiet one.
+        quiet: nothing else may run meanwhile.
+        reserve_s: seconds that steps before it leave to it.
     """
 
     name: str
@@ -42,6 +47,21 @@ class Step:
     limit_s: float
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tests: bool = False
+    beside: bool = False
+    quiet: bool = False
+    reserve_s: float = 0.0
+
+    def filled(self, **values: str) -> Step:
+        """With every "{name}" in command and environment replaced."""
+
+        def fill(text: str) -> str:
+            for name, value in values.items():
+                text = text.replace(f"{{{name}}}", value)
+            return text
+
+        command = tuple(map(fill, self.command))
+        environment = {name: fill(value) for name, value in self.environment.items()}
+        return dataclasses.replace(self, command=command, environment=environment)
 
 
 @dataclasses.dataclass
@@ -75,15 +95,18 @@ class Result:
     def bad(self) -> bool:
         return self.status in (FAILED, TIMED_OUT)
 
+    @property
+    def declined(self) -> bool:
+        """It did not run because this machine has not got what it takes."""
+        return self.status == NOT_RUN and self.exit == DECLINED
+
 
 def run_step(step: Step, folder: Path, root: Path, remaining_s: float) -> Result:
     """Runs ``step`` with its output in ``folder/<name>.log``, for at most ``remaining_s``."""
     limit = min(step.limit_s, remaining_s)
     if limit <= 0:
         return Result(step, note="no time was left")
-    seconds = str(round(SHARE * limit))
-    command = tuple(part.replace("{seconds}", seconds) for part in step.command)
-    step = dataclasses.replace(step, command=command)
+    step = step.filled(seconds=str(round(SHARE * limit)))
     log = folder / f"{step.name}.log"
     start = time.monotonic()
     with log.open("w") as output:
@@ -98,7 +121,10 @@ def run_step(step: Step, folder: Path, root: Path, remaining_s: float) -> Result
     if code is None:
         result.status, result.note = TIMED_OUT, f"more than {limit:.0f} s"
     else:
-        result.status = FAILED if code else PASSED
+        result.status = {0: PASSED, DECLINED: NOT_RUN}.get(code, FAILED)
+        mark = NOT_RUN_LINE if result.declined else NOTE_LINE
+        marked = [line for line in text.splitlines() if line.startswith(mark)]
+        result.note = marked[-1].removeprefix(mark) if marked else ""
     if step.tests:
         result.counts = count_tests(text)
         if result.status == PASSED and not result.counts.get("passed"):

@@ -15,7 +15,7 @@ from pathlib import Path
 # of the float instructions (FFMA2); tcgen05 products are UTC?MMA.
 MIX = {
     "ldg128": r"LDG\..*\b128",
-    "ldg64": r"LDG\..*\b64(?!\.)",
+    "ldg64": r"LDG\..*\b64\b",
     "ldg32": r"LDG\.(?!.*\b(?:128|64|U16|S16|U8|S8)\b)",
     "ldg16": r"LDG\..*\b[US]16",
     "ldg8": r"LDG\..*\b[US]8",
@@ -31,6 +31,7 @@ MIX = {
     "fadd": r"FADD",
     "popc": r"U?POPC",
     "vote": r"U?VOTE",
+    "call": r"CALL",
     "local": r"LDL|STL",
 }
 _MIX = {column: re.compile(pattern) for column, pattern in MIX.items()}

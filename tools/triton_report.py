@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,15 @@ from typing import Any
 
 from erase_kernels._backends import TRITON_OPERATORS
 from tools import sass
+from tools.kernel_facts import (
+    COLUMNS,
+    SHARED_KIB,
+    faults,
+    markdown_table,
+    mix_cells,
+    operator_of,
+    text_table,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "erase_kernels.triton_kernels"
@@ -35,24 +43,7 @@ WORKER = "tools.triton_compile"
 PROCESSES = 2
 TIMEOUT_S = 600  # of one architecture with one triton
 INSTALLED = Path()  # stands for the triton of this environment
-# KiB of shared memory a block may have, by compute capability (CUDA programming guide). The
-# compiler does not refuse more; the launch would fail.
-SHARED_KIB = {80: 163, 90: 227, 100: 227, 120: 99}
 ONE_ARCHITECTURE = 90  # for --check-one
-COLUMNS = {  # heading -> instruction counts it joins
-    "SASS": ("total",),
-    "LDG 128/64/32/16/8": ("ldg128", "ldg64", "ldg32", "ldg16", "ldg8"),
-    "async": ("async",),
-    "STG": ("stg",),
-    "mma": ("mma",),
-    "wgmma": ("wgmma",),
-    "MUFU": ("mufu",),
-    "ATOM": ("atom",),
-    "BAR": ("bar",),
-    "FFMA/FMUL/FADD": ("ffma", "fmul", "fadd"),
-    "POPC": ("popc",),
-    "VOTE": ("vote",),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,32 +151,6 @@ def _add_mixes(outcome: Outcome) -> None:
         kernel["mix"] = mix
 
 
-def faults(kernel: dict[str, Any], architecture: int) -> list[str]:
-    """What is wrong with one compiled kernel."""
-    if "error" in kernel:
-        return [str(kernel["error"])]
-    if "mix" not in kernel:
-        return []  # the job says what broke
-    found, mix = [], kernel["mix"]
-    if mix["local"]:
-        found.append(f"spills: {mix['local']} loads and stores of local memory")
-    if kernel["stack"]:
-        found.append(f"a stack frame of {kernel['stack']} bytes")
-    if kernel["shared"] > SHARED_KIB[architecture] * 1024:
-        limit = SHARED_KIB[architecture]
-        found.append(f"{kernel['shared']} bytes of shared memory; the limit is {limit} KiB")
-    if kernel["luma"] and mix["ffma"]:
-        found.append(f"{mix['ffma']} fused multiply-adds on the luma path")
-    return found
-
-
-def operator_of(name: str) -> str:
-    """The operator that a compilation's name begins with; an operator may have several kernels."""
-    head = re.split(r"\W", name, maxsplit=1)[0]
-    fitting = [o for o in TRITON_OPERATORS if head == o or head.startswith(f"{o}_")]
-    return max(fitting, key=len, default="")
-
-
 def uncovered(kernels: Iterable[dict[str, Any]]) -> list[str]:
     """Operators that have a Triton backend and no compilation by their name."""
     covered = {operator_of(kernel["name"]) for kernel in kernels}
@@ -217,21 +182,14 @@ def table(outcome: Outcome) -> list[list[str]]:
             continue
         mix = kernel["mix"]
         numbers = [kernel[key] for key in ("warps", "registers", "stack", "shared")]
-        cells = [name, *map(str, numbers), str(mix["local"])]
-        cells += ["/".join(str(mix[key]) for key in keys) for keys in COLUMNS.values()]
+        cells = [name, *map(str, numbers), str(mix["local"]), *mix_cells(mix)]
         rows.append([*cells, f"{kernel['seconds']:.1f}"])
     return rows
 
 
 def show(outcome: Outcome) -> str:
-    rows = table(outcome)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"\n{outcome.title}: {len(outcome.kernels)} kernels in {outcome.seconds:.0f} s"]
-    for first, *others in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
+    heading = f"\n{outcome.title}: {len(outcome.kernels)} kernels in {outcome.seconds:.0f} s"
+    return "\n".join([heading, *text_table(table(outcome))])
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
@@ -240,12 +198,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         "Written by `make gpu-report`, without a GPU.\n",
     ]
     for outcome in outcomes:
-        heading, *rows = table(outcome)
-        parts.append(f"## {outcome.title}\n")
-        parts.append("| " + " | ".join(heading) + " |")
-        parts.append("|---|" + "---:|" * (len(heading) - 1))
-        parts += ["| " + " | ".join(row) + " |" for row in rows]
-        parts.append("")
+        parts += [f"## {outcome.title}\n", *markdown_table(table(outcome)), ""]
     return "\n".join(parts)
 
 
