@@ -10,6 +10,7 @@
 
 #include "checks.h"
 #include "cpu/keep_lists.h"
+#include "distinct_memory.h"
 #include "operators.h"
 
 namespace erase_kernels {
@@ -33,17 +34,6 @@ CacheView view_of(const Tensor& tensor, int64_t outer, int64_t head, int64_t slo
           tensor.stride(outer) * size,
           tensor.stride(head) * size,
           tensor.stride(slot) * size};
-}
-
-void refuse_shared_memory(const std::vector<Tensor>& tensors) {
-  std::vector<std::pair<const void*, size_t>> starts;
-  for (size_t i = 0; i < tensors.size(); ++i)
-    if (tensors[i].numel() > 0) starts.emplace_back(tensors[i].const_data_ptr(), i);
-  std::sort(starts.begin(), starts.end());
-  for (size_t i = 1; i < starts.size(); ++i)
-    if (starts[i].first == starts[i - 1].first)
-      refuse("tensors", "expected tensors that share no memory, got the same memory at places ",
-             starts[i - 1].second, " and ", starts[i].second);
 }
 
 // count rows from `from` to `to` (to <= from), both with the given stride between rows.

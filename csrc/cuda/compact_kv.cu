@@ -2,7 +2,8 @@
 
 #include "cuda/compact_kv.cuh"
 #include "cuda/launch.h"
-#include "cuda/operators.h"
+#include "distinct_memory.h"
+#include "operators.h"
 
 namespace erase_kernels {
 namespace {
@@ -14,18 +15,6 @@ constexpr int64_t kOneBlockEntries = 8 * kUserThreads;
 struct Dimensions {
   size_t head, slot;
 };
-
-void refuse_shared_memory(const std::vector<Tensor>& tensors) {
-  std::vector<std::pair<const void*, size_t>> starts;
-  starts.reserve(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i)
-    if (tensors[i].numel() > 0) starts.emplace_back(tensors[i].const_data_ptr(), i);
-  std::sort(starts.begin(), starts.end());
-  for (size_t i = 1; i < starts.size(); ++i)
-    if (starts[i].first == starts[i - 1].first)
-      refuse("tensors", "expected tensors that share no memory, got the same memory at places ",
-             starts[i - 1].second, " and ", starts[i].second);
-}
 
 CacheLayout layout_of(const Tensor& tensor, const void* data, Dimensions dimensions) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();

@@ -4,7 +4,7 @@
 
 #include "cuda/compact_rows.cuh"
 #include "cuda/launch.h"
-#include "cuda/operators.h"
+#include "operators.h"
 
 namespace erase_kernels {
 namespace {

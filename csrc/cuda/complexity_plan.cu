@@ -3,7 +3,7 @@
 
 #include "cuda/complexity_plan.cuh"
 #include "cuda/launch.h"
-#include "cuda/operators.h"
+#include "operators.h"
 
 namespace erase_kernels {
 

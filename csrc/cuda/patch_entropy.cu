@@ -1,8 +1,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cuda/launch.h"
-#include "cuda/operators.h"
 #include "cuda/patch_entropy.cuh"
+#include "operators.h"
 
 namespace erase_kernels {
 namespace {

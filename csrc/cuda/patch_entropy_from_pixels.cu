@@ -3,8 +3,8 @@
 #include <limits>
 
 #include "cuda/launch.h"
-#include "cuda/operators.h"
 #include "cuda/patch_entropy_from_pixels.cuh"
+#include "operators.h"
 
 namespace erase_kernels {
 namespace {

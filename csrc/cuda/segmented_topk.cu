@@ -2,8 +2,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cuda/launch.h"
-#include "cuda/operators.h"
 #include "cuda/segmented_topk.cuh"
+#include "operators.h"
 
 namespace erase_kernels {
 

@@ -5,8 +5,8 @@
 #include <cmath>
 
 #include "cuda/launch.h"
-#include "cuda/operators.h"
 #include "cuda/text_to_vision_scores.cuh"
+#include "operators.h"
 
 namespace erase_kernels {
 namespace {

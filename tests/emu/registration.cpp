@@ -1,6 +1,6 @@
 // The CUDA operators on CPU tensors, through the emulator: <operator>_emulated.
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/operators.h"
+#include "operators.h"
 
-STABLE_TORCH_LIBRARY_IMPL(erase_kernels, CPU, m) { ERASE_KERNELS_REGISTER_CUDA(m, "emulated"); }
+STABLE_TORCH_LIBRARY_IMPL(erase_kernels, CPU, m) { ERASE_KERNELS_REGISTER(m, cuda, "emulated"); }
