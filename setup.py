@@ -26,6 +26,7 @@ SWITCH = "ERASE_KERNELS_NATIVE"
 CUDA_SWITCH = "ERASE_KERNELS_CUDA"
 ARCHITECTURES = "ERASE_KERNELS_CUDA_ARCHITECTURES"  # instead of CMakeLists.txt's, as "90-real"
 TOOLKIT = "/usr/local/cuda"  # where NVIDIA's packages put it
+OWN_TOOLKIT = ROOT / "build" / "cuda-toolkit" / "nvidia" / "cu13"  # make cuda-toolkit
 
 
 def find_torch() -> Path | None:
@@ -61,11 +62,12 @@ def why_not_native() -> str:
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler: of CUDACXX, CUDA_HOME, PATH or the usual place."""
+    """The CUDA compiler: of CUDACXX, CUDA_HOME, PATH, the usual place or `make cuda-toolkit`."""
     if compiler := os.environ.get("CUDACXX"):
         return shutil.which(compiler)
     homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if home]
     places = [*(f"{home}/bin/nvcc" for home in homes), "nvcc", f"{TOOLKIT}/bin/nvcc"]
+    places += [str(OWN_TOOLKIT / "bin" / "nvcc")]
     return next(filter(None, map(shutil.which, places)), None)
 
 

@@ -23,7 +23,6 @@ BACKENDS = ("reference", "native", "triton")
 # What ``backend=None`` takes for CUDA tensors. By measurement: the Triton kernels were checked and
 # timed on a GPU (bench/results); the native CUDA kernels have run in an emulator only.
 CUDA_ORDER = ("triton", "native")
-OLDEST_CAPABILITY = (8, 0)  # of a CUDA device, for the native kernels
 
 OLDEST_TRITON = (3, 6)  # paired with torch 2.11
 INTERPRETER_SWITCH = "TRITON_INTERPRET"  # triton's own: 1 runs kernels on the CPU, slowly
@@ -89,10 +88,22 @@ def _capability_reason(device: torch.device) -> str:
     if device.index is None or torch.compiler.is_compiling() or not torch.cuda.is_initialized():
         return ""
     capability = _capability(device.index)
-    if capability >= OLDEST_CAPABILITY:
+    if any(runs_on(built, capability) for built in _native.STATUS.capabilities):
         return ""
-    oldest, found = (".".join(map(str, pair)) for pair in (OLDEST_CAPABILITY, capability))
-    return f"its kernels need compute capability {oldest}, and this device has {found}"
+    found = ".".join(map(str, capability))
+    return f"its kernels are for {_native.STATUS.cuda_build}, and this device has {found}"
+
+
+def runs_on(built: str, capability: tuple[int, int]) -> bool:
+    """Whether code built for a compute capability, as "9.0" or "8.0+PTX", runs on a device.
+
+    Machine code runs on its major version, from its minor one on; PTX on everything later.
+    """
+    number, _, ptx = built.partition("+")
+    major, minor = (int(part) for part in number.split("."))
+    if ptx:
+        return capability >= (major, minor)
+    return capability[0] == major and capability[1] >= minor
 
 
 @functools.cache

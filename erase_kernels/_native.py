@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import os
+import traceback
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ class NativeStatus:
         reason: why it is not available; empty when it is.
         build_hash: fingerprint of the sources it was built from; empty when there is none.
         cpu_clone: instruction set the CPU kernels run with; empty when not available.
-        cuda_build: what its CUDA kernels were compiled with and for, as "13.0: 8.0 9.0"; empty
+        cuda_build: what its CUDA kernels were compiled with and for, as "13.0: 8.0+PTX 9.0"; empty
             when it has none.
     """
 
@@ -45,14 +46,23 @@ class NativeStatus:
         """Major version of the CUDA toolkit it was built with."""
         return int(self.cuda_build.partition(".")[0])
 
+    @property
+    def capabilities(self) -> list[str]:
+        """Compute capabilities of the CUDA kernels, as "9.0", or "8.0+PTX" with PTX beside."""
+        return self.cuda_build.partition(":")[2].split()
+
 
 _WORD_SOURCE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int32)
 
 
 @_WORD_SOURCE
 def _word_address(index: int) -> int:
-    device = torch.device("cuda", index) if index >= 0 else torch.device("cpu")
-    return _status.status_word(device).data_ptr()
+    try:
+        device = torch.device("cuda", index) if index >= 0 else torch.device("cpu")
+        return _status.status_word(device).data_ptr()
+    except BaseException:  # it cannot pass through C, which would take garbage for an address
+        traceback.print_exc()
+        return 0  # and the operator raises
 
 
 def give_status_words(library: ctypes.CDLL) -> None:

@@ -9,7 +9,7 @@ word exists there for interpreted Triton kernels.
 from __future__ import annotations
 
 import enum
-import functools
+import threading
 
 import torch
 from torch import Tensor
@@ -43,10 +43,25 @@ _MESSAGES = {
 }
 
 
-@functools.cache
-def _word(device: torch.device) -> Tensor:
+_words: dict[torch.device, Tensor] = {}
+_making = threading.Lock()  # a kernel must not be given a word that another thread's replaces
+
+
+def _make_word(device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # it is cleared outside of that mode too
-        return torch.zeros(1, dtype=torch.int32, device=device)
+        if device.type != "cuda":
+            return torch.zeros(1, dtype=torch.int32, device=device)
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "the first call of an operator on a device must not be captured in a CUDA graph: "
+                "call it once before, or status_word(device)"
+            )
+        # On a stream of its own the memory comes from no graph's pool; then ready for all streams.
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):
+            word = torch.zeros(1, dtype=torch.int32, device=device)
+        stream.synchronize()
+        return word
 
 
 def status_word(device: torch.device) -> Tensor:
@@ -58,8 +73,17 @@ def status_word(device: torch.device) -> Tensor:
 
     Args:
         device: a device with index where it has one, as tensors carry it.
+
+    Raises:
+        RuntimeError: it would have to be made while a CUDA graph is captured.
     """
-    return _word(device)
+    word = _words.get(device)
+    if word is None:
+        with _making:
+            word = _words.get(device)
+            if word is None:
+                word = _words[device] = _make_word(device)
+    return word
 
 
 def raise_for_status(value: int, device: torch.device) -> None:
@@ -76,9 +100,11 @@ def raise_for_status(value: int, device: torch.device) -> None:
 
 
 def check_status(device: torch.device) -> None:
-    """Waits for ``device`` and raises if any operator found bad data since the last check.
+    """Waits for all streams of ``device`` and raises if any operator found bad data meanwhile.
 
     Raises:
         ValueError: as `raise_for_status`.
     """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     raise_for_status(int(status_word(device).item()), device)

@@ -17,7 +17,8 @@ from erase_kernels.testing import make_image, record_ops
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
 ABSENT = _native.NativeStatus(False, reason="_C.abi3.so is not installed: no C++ compiler")
-WITH_CUDA = dataclasses.replace(_native.STATUS, cuda_build="13.0: 8.0 9.0")
+WITH_CUDA = dataclasses.replace(_native.STATUS, cuda_build="13.0: 8.0+PTX 9.0")
+WITHOUT_CUDA = dataclasses.replace(_native.STATUS, cuda_build="")
 STALE = dataclasses.replace(ABSENT, stale=True, reason="built from other sources: run `make build`")
 
 
@@ -70,7 +71,8 @@ def test_a_stale_library_is_an_error(status) -> None:
     assert "run `make build`" in backend_info().native
 
 
-def test_no_silent_fallback_on_cuda() -> None:
+def test_no_silent_fallback_on_cuda(status) -> None:
+    status(WITHOUT_CUDA)
     with pytest.raises(RuntimeError, match=r"native \(the native library has no cuda kernels\)"):
         choose_backend("patch_entropy", CUDA)
     with pytest.raises(RuntimeError, match=r"triton \(.*\)"):
@@ -99,13 +101,13 @@ def test_triton_serves_cuda_tensors(with_cuda: pytest.MonkeyPatch) -> None:
         choose_backend("patch_entropy", CPU, "triton")
 
 
-def test_the_measured_backend_comes_first(with_cuda: pytest.MonkeyPatch, status) -> None:
+def test_triton_comes_first_until_native_is_measured(with_cuda: pytest.MonkeyPatch, status) -> None:
     status(WITH_CUDA)
     with_cuda.setattr(torch.version, "cuda", "13.0")
-    assert choose_backend("patch_entropy", CUDA) == _backends.CUDA_ORDER[0]
+    assert choose_backend("patch_entropy", CUDA) == "triton"
     for backend in ("native", "triton"):
         assert choose_backend("patch_entropy", CUDA, backend) == backend
-    assert "native CUDA kernels  13.0: 8.0 9.0" in str(backend_info())
+    assert "native CUDA kernels  13.0: 8.0+PTX 9.0" in str(backend_info())
 
 
 def test_native_serves_cuda_tensors_without_triton(with_cuda: pytest.MonkeyPatch, status) -> None:
@@ -142,14 +144,30 @@ def test_an_old_device_is_named(with_cuda: pytest.MonkeyPatch, status) -> None:
     with_cuda.setattr(torch.cuda, "is_initialized", lambda: True)
     with_cuda.setattr(_backends, "_capability", lambda index: (7, 5))
     with pytest.raises(
-        RuntimeError, match=r"need compute capability 8\.0, and this device has 7\.5"
+        RuntimeError, match=r"are for 13\.0: 8\.0\+PTX 9\.0, and this device has 7\.5"
     ):
         choose_backend("patch_entropy", torch.device("cuda", 0), "native")
     with_cuda.setattr(_backends, "_capability", lambda index: (8, 6))
     assert choose_backend("patch_entropy", torch.device("cuda", 0), "native") == "native"
 
 
-def test_without_triton_every_reason_is_given(with_cuda: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("built", "runs"),
+    [
+        ("9.0", {(9, 0)}),
+        ("8.0", {(8, 0), (8, 6)}),
+        ("8.6", {(8, 6)}),
+        ("8.0+PTX", {(8, 0), (8, 6), (9, 0), (12, 1)}),
+        ("12.0", {(12, 1)}),
+    ],
+)
+def test_where_machine_code_runs(built: str, runs: set[tuple[int, int]]) -> None:
+    devices = {(7, 5), (8, 0), (8, 6), (9, 0), (12, 1)}
+    assert {device for device in devices if _backends.runs_on(built, device)} == runs
+
+
+def test_without_triton_every_reason_is_given(with_cuda: pytest.MonkeyPatch, status) -> None:
+    status(WITHOUT_CUDA)
     with_cuda.setattr(_backends, "TRITON", NO_TRITON)
     for backend in (None, "triton"):
         with pytest.raises(RuntimeError, match=r"no cuda kernels\), triton \(triton is not inst"):
@@ -181,7 +199,8 @@ def test_unknown_backend() -> None:
         patch_entropy(make_image(28, 28), 28, backend="fastest")
 
 
-def test_backend_info_names_everything() -> None:
+def test_backend_info_names_everything(status) -> None:
+    status(WITHOUT_CUDA)
     info = backend_info()
     assert info.versions["torch"] == torch.__version__
     assert info.versions["erase_kernels"] == erase_kernels.__version__

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import torch
 
-from erase_kernels import _status, check_status, raise_for_status, status_word
+from erase_kernels import _native, _status, check_status, raise_for_status, status_word
 from erase_kernels._status import Status
 
 CPU = torch.device("cpu")
@@ -35,6 +38,36 @@ def test_several_at_once() -> None:
 
 
 def test_made_in_inference_mode_it_can_be_cleared_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_status, "_word", _status._word.__wrapped__)  # not the one made before
+    monkeypatch.setattr(_status, "_words", {})  # not the one made before
     with torch.inference_mode():
         assert not status_word(CPU).is_inference()
+
+
+def test_threads_get_the_same_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is replaced would be freed under the kernels that were given it."""
+    make = _status._make_word
+
+    def slowly(device: torch.device) -> torch.Tensor:
+        time.sleep(0.05)
+        return make(device)
+
+    monkeypatch.setattr(_status, "_words", {})
+    monkeypatch.setattr(_status, "_make_word", slowly)
+    found: list[torch.Tensor] = []
+    threads = [threading.Thread(target=lambda: found.append(status_word(CPU))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(word is status_word(CPU) for word in found)
+
+
+def test_a_capture_does_not_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    device = torch.device("cuda", 5)
+    with pytest.raises(RuntimeError, match="must not be captured"):
+        status_word(device)
+    assert device not in _status._words
+    # Where C++ asks for it, nothing but an address or 0 comes back.
+    assert not _native._word_address(5)

@@ -93,6 +93,8 @@ void count_users(const Launcher& launch, const KeepLists& lists, const Paging& p
 
 void compact_kv_cuda(const std::vector<Tensor>& tensors, const Tensor& keep, const Tensor& counts) {
   if (tensors.empty() || keep.size(0) == 0) return;
+  for (const Tensor& tensor : tensors)
+    check(tensor.size(0) == keep.size(0), "tensors", "expected the batch of keep");
   const std::vector<LayoutMembers> members = members_of(tensors, {1, 2});
   const Launcher launch("compact_kv_", keep);
   CompactKvTable table{};
@@ -106,6 +108,9 @@ Tensor compact_kv_paged_cuda(const std::vector<Tensor>& tensors, const Tensor& k
   const int64_t batch = keep.size(0), width = block_table.size(1);
   Tensor freed = torch::stable::new_empty(block_table, {batch, width});
   if (tensors.empty() || batch == 0) return freed;
+  for (const Tensor& tensor : tensors)
+    check(tensor.size(1) == tensors[0].size(1) && tensor.size(1) > 0, "tensors",
+          "expected blocks of one size above 0");
   const std::vector<LayoutMembers> members = members_of(tensors, {2, 1});
   const Launcher launch("compact_kv_", keep);
   const int64_t blocks = std::min(least_size(tensors, 0), kMostIndex);

@@ -52,7 +52,7 @@ __device__ __forceinline__ int64_t level_of(float median, float limit,
 }
 
 template <typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, 1)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     complexity_plan_kernel(const __grid_constant__ ComplexityProblem problem) {
   ERASE_SHARED(SelectShared, shared, [1]);
   const int64_t image = blockIdx.x;

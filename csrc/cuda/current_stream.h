@@ -12,6 +12,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "cuda/shared_limit.h"
+
 #pragma weak aoti_torch_get_current_cuda_stream
 #pragma weak torch_c10_cuda_check_msg
 #pragma weak torch_c10_cuda_free_error_msg
@@ -21,15 +23,15 @@ namespace erase_kernels {
 using CurrentDevice = torch::stable::accelerator::DeviceGuard;
 
 constexpr size_t kMostDevices = 64;
-constexpr size_t kPlainSharedBytes = 48 << 10;  // more must be asked for, CUDA Programming Guide
 
 inline void check_cuda(cudaError_t error, const char* name) {
   if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // or the next launch would report it again
   std::ostringstream message;
   message << name << ": CUDA says: " << cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice)
-    message << "; the library has kernels for compute capability 8.0 and later: use "
-               "backend=\"triton\"";
+    message << "; the library has no kernels for this device (python -m erase_kernels "
+               "lists what it has): use backend=\"triton\"";
   if (error == cudaErrorInsufficientDriver)
     message << "; the library needs a driver for CUDA 13 (580 or later)";
   throw std::runtime_error(message.str());
@@ -58,7 +60,7 @@ inline int multiprocessors_of(int32_t device) {
 template <typename... Parameters, typename... Arguments>
 void launch_kernel(const char* name, int32_t device, void (*kernel)(Parameters...), dim3 grid,
                    dim3 block, size_t shared_bytes, const Arguments&... arguments) {
-  if (shared_bytes > kPlainSharedBytes)
+  if (asks_for_shared(shared_bytes))
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),

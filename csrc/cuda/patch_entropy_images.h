@@ -47,6 +47,7 @@ struct EntropyImages {
   uint64_t reciprocal;  // of quads
   EntropyImage image[kLaunchImages];
 };
+static_assert(sizeof(EntropyImages) <= 4096, "more parameters cost a slower way to the device");
 
 inline bool aligned_to(const EntropyImage& image, int64_t bytes, bool planes) {
   const int64_t place = static_cast<int64_t>(reinterpret_cast<uintptr_t>(image.data));

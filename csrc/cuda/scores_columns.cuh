@@ -60,12 +60,14 @@ __device__ __forceinline__ void add_columns(float (&sums)[4], const Logits& logi
 
 // What a block does for one batch row. Kept in shared memory: registers are for operands and sums.
 struct ColumnsJob {
-  int64_t query_base, key_base;  // of the plane's first query head, and of its key head
-  int64_t statistics_start;
+  int64_t query_base, key_base;  // of the key head's first query head, and of its keys
+  int64_t entries_start;         // of the plane's rows in the table of rows
+  int64_t statistics_start;      // of the key head
   int32_t batch, last_batch;
-  int32_t deal;              // which packed rows
-  int32_t row_start, count;  // packed rows
-  int32_t low, high;         // the batch row's columns
+  int32_t deal;       // which packed rows
+  int32_t count;      // of packed rows
+  int32_t step;       // from one to the next in the table
+  int32_t low, high;  // the batch row's columns
 };
 
 __device__ __forceinline__ ColumnsJob columns_job(const ScoreProblem& p, const ColumnsPlan& plan,
@@ -79,11 +81,12 @@ __device__ __forceinline__ ColumnsJob columns_job(const ScoreProblem& p, const C
   if (batch > last_batch) return job;
   const Segment rows = segment_of(p.row_offsets, batch, p.row_count);
   const Segment listed = segment_of(p.column_offsets, batch, p.column_count);
-  job.query_base = base_of(p.query, batch, plane * plan.heads);
+  job.query_base = base_of(p.query, batch, head * p.group);
   job.key_base = base_of(p.key, batch, head);
-  job.statistics_start = (static_cast<int64_t>(head) * p.row_count + rows.start) * p.group +
-                         plane * plan.heads - head * p.group;
-  job.row_start = rows.start;
+  job.entries_start =
+      static_cast<int64_t>(rows.start) * p.group + plane * plan.heads - head * p.group;
+  job.statistics_start = static_cast<int64_t>(head) * p.row_count * p.group;
+  job.step = p.group / plan.heads;
   job.count = (rows.end - rows.start) * plan.heads;
   job.low = listed.start;
   job.high = listed.end;
@@ -140,6 +143,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarpThreads, kDeep ? 2 : kBlocksP
     text_to_vision_scores_columns_kernel(const __grid_constant__ ScoreProblem p,
                                          const __grid_constant__ ColumnsPlan plan,
                                          const float2* statistics,  // [key heads, rows, group]
+                                         const RowEntry* table,     // [rows, group]
                                          float* scores)             // [deals, planes, columns]
 {
   using S = Stage<State, kChunks>;
@@ -162,26 +166,26 @@ __global__ void __launch_bounds__(kMostWarps* kWarpThreads, kDeep ? 2 : kBlocksP
   const auto item_of = [&](int tile) {  // packed row of this lane
     return (tile * plan.deals + job.deal) * kStreamed + lane;
   };
-  const auto row_of = [&](int32_t item) {  // position of a packed row; -1 after the last one
-    return item < job.count ? p.rows[job.row_start + item / plan.heads] : -1;
+  // Packed rows of a plane are all those of the key head, or every group-th of them.
+  const auto place = [&](int32_t item) {
+    return job.entries_start + static_cast<int64_t>(item) * job.step;
   };
   const auto start_at = [&](int tile) {
     const int32_t item = item_of(tile);
-    const int64_t base = job.query_base + item % plan.heads * p.query.head;
-    return place_of(p.query, base, row_of(item), p.queries);
+    if (item >= job.count) return static_cast<int64_t>(-1);
+    const int64_t offset = table[place(item)].offset;
+    return offset < 0 ? offset : job.query_base + offset;
   };
   const auto copy_weight = [&](int tile, int slot) {
     if (threadIdx.x >= kStreamed) return;
-    // Packed rows of a plane are all those of the key head, or every group-th of them.
-    const int64_t item = item_of(tile), step = p.group / plan.heads;
+    const int32_t item = item_of(tile);
     const bool exists = item < job.count;
-    const float2* source = statistics + (exists ? job.statistics_start + item * step : 0);
+    const float2* source = statistics + (exists ? job.statistics_start + place(item) : 0);
     cp_async<sizeof(float2)>(weights + slot * kStreamed + lane, source, exists);
   };
   const auto limit_at = [&](int tile) {
-    const int32_t position = row_of(item_of(tile));
-    // Where there is no row there are zeros, whose product with infinity must not count.
-    return position < 0 || position >= p.queries ? -1 : limit_of(p, position);
+    const int32_t item = item_of(tile);
+    return item < job.count ? table[place(item)].limit : -1;
   };
   float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
   while (job.batch <= job.last_batch) {

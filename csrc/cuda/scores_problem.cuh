@@ -33,6 +33,12 @@ struct ScoreProblem {
   uint32_t zero;                    // 0, which the compiler does not know
 };
 
+// A query row of one query head of a group, found once: (R, group) entries.
+struct __align__(16) RowEntry {
+  int64_t offset;  // from the group's first head, in elements; -1 if there is no such row
+  int32_t limit;   // the last key position it may see; -1 if there is no such row
+};
+
 struct Segment {
   int32_t start, end;
 };

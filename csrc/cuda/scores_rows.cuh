@@ -204,19 +204,30 @@ __device__ __forceinline__ void flag_index(const ScoreProblem& p, const int32_t*
   if (i < total && (indices[i] < 0 || indices[i] >= limit)) set_status(p.status, kStatusIndices);
 }
 
+// Where there is no row, zeros stand for it, whose product with infinity must not count.
+__device__ __forceinline__ RowEntry entry_of(const ScoreProblem& p, int32_t position,
+                                             int32_t head) {
+  if (position < 0 || position >= p.queries) return {-1, -1};
+  return {position * p.query.row + head * p.query.head, limit_of(p, position)};
+}
+
 constexpr int kJoinedRows = 32;  // of a block of the kernel below
 constexpr int kJoinGroups = 8;   // of parts, each joined by a thread
 
-// (m, 1 / l) of every packed row over all keys, (inf, 0) where there is no such query; and the
-// checks of all indices. Grid: enough blocks of 256 for the rows (32 each), and for the checks.
+// (m, 1 / l) of every packed row over all keys, (inf, 0) where there is no such query; the table of
+// rows; and the checks of all indices. Grid: enough blocks of 256 for the rows (32 each), and for
+// the checks.
 __global__ void __launch_bounds__(kJoinedRows* kJoinGroups)
     text_to_vision_scores_combine_kernel(const __grid_constant__ ScoreProblem p, int32_t splits,
                                          int32_t heads,        // 0: checks only
                                          const float2* parts,  // [splits, heads * rows]
-                                         float2* statistics)   // [heads * rows]
+                                         float2* statistics,   // [heads * rows]
+                                         RowEntry* table)      // [rows, group]
 {
   ERASE_SHARED(float2, joined, [kJoinGroups][kJoinedRows]);
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (heads > 0 && i < static_cast<int64_t>(p.row_count) * p.group)
+    table[i] = entry_of(p, p.rows[i / p.group], static_cast<int32_t>(i % p.group));
   flag_offsets(p, p.row_offsets, i, p.row_count);
   flag_offsets(p, p.column_offsets, i, p.column_count);
   flag_index(p, p.rows, i, p.row_count, p.queries);

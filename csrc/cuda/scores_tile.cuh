@@ -24,7 +24,7 @@ using Logits = float[2][4][4];
 
 struct BFloat16State {
   using Word = uint16_t;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = 3;  // more would not fit three blocks into 100 KB (sm_86, sm_120)
   static constexpr bool kTensorCores = true;
   static __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4],
                                                   const uint32_t (&b)[2]) {
@@ -33,7 +33,7 @@ struct BFloat16State {
 };
 struct HalfState {
   using Word = uint16_t;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = 3;
   static constexpr bool kTensorCores = true;
   static __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4],
                                                   const uint32_t (&b)[2]) {
@@ -42,7 +42,7 @@ struct HalfState {
 };
 struct FloatState {
   using Word = uint32_t;
-  static constexpr int kStages = 3;
+  static constexpr int kStages = 2;  // of twice the bytes, and many times the work
   static constexpr bool kTensorCores = false;
 };
 

@@ -80,7 +80,7 @@ __device__ __forceinline__ void fill_indices(int32_t* indices, int64_t first, in
 }
 
 template <typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, 1)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     segmented_topk_kernel(const __grid_constant__ TopkProblem problem) {
   ERASE_SHARED(SelectShared, shared, [1]);
   ERASE_SHARED(EntrySums, parts, [Shape::kWarps]);

@@ -7,15 +7,16 @@
 namespace erase_kernels {
 
 // A block holds kThreads * kKeys keys in registers; longer segments are read again in every pass.
-template <int kThreads_, int kKeys_>
+template <int kThreads_, int kKeys_, int kBlocks_>
 struct SelectShape {
   static constexpr int kThreads = kThreads_;
   static constexpr int kKeys = kKeys_;  // of a thread, at most 32: a lane for each of a warp's rows
   static constexpr int kWarps = kThreads / 32;
+  static constexpr int kBlocks = kBlocks_;  // of a multiprocessor, at least
   static constexpr int kTile = kThreads * kKeys;
 };
-using NarrowSelect = SelectShape<256, 8>;  // many short segments share a multiprocessor
-using WideSelect = SelectShape<512, 32>;
+using NarrowSelect = SelectShape<256, 8, 4>;  // many short segments share a multiprocessor
+using WideSelect = SelectShape<512, 32, 1>;
 
 struct SelectPlan {
   bool wide;

@@ -25,7 +25,9 @@ int32_t* status_word(int32_t device) {
   if (word == nullptr) {
     const Source ask = source;
     word = ask == nullptr ? nullptr : ask(device);
-    if (word == nullptr) throw std::runtime_error("the status word of the device is missing");
+    if (word == nullptr)
+      throw std::runtime_error(
+          "the status word of the device could not be made: see the error printed above");
   }
   return word;
 }

@@ -19,6 +19,7 @@ struct Scratch {
   float2* parts;
   float* sums;  // the same memory, used after it
   float2* statistics;
+  RowEntry* table;
 };
 
 ScoreOperand operand_of(const Tensor& x) {
@@ -43,7 +44,7 @@ void run_combine(const Launcher& launch, const ScoreProblem& p, int64_t splits, 
   const int64_t blocks = std::max(divide_up(heads * p.row_count, kJoinedRows),
                                   divide_up(checked, kJoinedRows * kJoinGroups));
   launch(text_to_vision_scores_combine_kernel, blocks_of(blocks), kJoinedRows * kJoinGroups, 0, p,
-         splits, heads, scratch.parts, scratch.statistics);
+         splits, heads, scratch.parts, scratch.statistics, scratch.table);
 }
 
 void run_sum(const Launcher& launch, const float* parts, int64_t count, int64_t scores,
@@ -69,7 +70,7 @@ void run(const Launcher& launch, ScoreProblem p, const ScoresSizes& sizes, Score
   launch(text_to_vision_scores_columns_kernel<State, kChunks, kDeep>, blocks_of(plan.column_blocks),
          static_cast<unsigned>(plan.column_warps * kWarpThreads),
          ring + State::kStages * kStreamed * sizeof(float2), p, plan.columns, scratch.statistics,
-         sums);
+         scratch.table, sums);
   const int64_t scores = sizes.columns * (sizes.per_head ? sizes.heads : 1);
   if (parts > 1) run_sum(launch, sums, parts, scores, heads, out);
 }
@@ -155,12 +156,16 @@ Tensor text_to_vision_scores_cuda(const Tensor& query, const Tensor& key, const 
     return result;
   }
   const ScoresPlan plan = plan_scores(sizes);
-  const int64_t entries = 2 * sizes.heads * sizes.rows;
-  Tensor memory =
-      torch::stable::new_empty(query, {entries + plan.scratch(sizes)}, ScalarType::Float);
+  // The table of rows, statistics, and what the passes use in turn; all of them aligned.
+  const int64_t table = sizes.rows * p.group * sizeof(RowEntry) / sizeof(float);
+  const int64_t statistics = 2 * sizes.heads * sizes.rows;
+  Tensor memory = torch::stable::new_empty(query, {table + statistics + plan.scratch(sizes)},
+                                           ScalarType::Float);
   float* floats = memory.mutable_data_ptr<float>();
-  const Scratch scratch{reinterpret_cast<float2*>(floats + entries), floats + entries,
-                        reinterpret_cast<float2*>(floats)};
+  float* shared = floats + table + statistics;
+  const Scratch scratch{reinterpret_cast<float2*>(shared), shared,
+                        reinterpret_cast<float2*>(floats + table),
+                        reinterpret_cast<RowEntry*>(floats)};
   run_type(launch, type, p, sizes, plan, scratch, out);
   return result;
 }

@@ -36,7 +36,7 @@ REPORTING = tuple(name for name in BACKENDS if ON_GPU or name != "native")
 def put(value: Any) -> Any:
     """Tensors, also inside lists and tuples, on the device; strides stay."""
     if isinstance(value, Tensor):
-        return _like(value) if ON_GPU else value
+        return _like(value) if ON_GPU and value.device != DEVICE else value
     if isinstance(value, list | tuple):
         return type(value)(put(item) for item in value)
     return value

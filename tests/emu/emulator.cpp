@@ -46,6 +46,7 @@ struct State {
   int warp = 0;  // of the thread that runs
   std::unique_ptr<unsigned char[]> shared;
   size_t shared_bytes = 0, static_bytes = 0;
+  bool asked = false;  // the launch asked for more shared memory than the usual
   const std::function<void()>* body = nullptr;
   std::exception_ptr error;
   const char* kernel = "";
@@ -240,6 +241,8 @@ void run(const char* name, dim3 grid, dim3 block, size_t shared_bytes,
   if (!race.empty()) throw std::runtime_error(std::string(name) + ": " + race);
 }
 
+void ask_for_shared(bool asked) { state.asked = asked; }
+
 void* dynamic_shared() { return state.shared.get(); }
 
 size_t dynamic_shared_bytes() { return state.shared_bytes; }
@@ -248,6 +251,8 @@ void fresh_shared(Site site, void* variable, size_t bytes) {
   state.static_bytes += bytes;
   if (state.static_bytes > kStaticBytes || state.static_bytes + state.shared_bytes > kSharedBytes)
     fail(site, "more shared memory than every device has");
+  if (!state.asked && state.static_bytes + state.shared_bytes > kStaticBytes)
+    fail(site, "more shared memory than a launch gets without asking");
   races_shared(variable, bytes);
   std::memset(variable, kPoison, bytes);
 }

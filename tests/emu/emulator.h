@@ -48,6 +48,7 @@ extern int current_thread;     // of the block
 // Runs a grid of blocks; `body` is what one thread does. Throws std::runtime_error.
 void run(const char* name, dim3 grid, dim3 block, size_t shared_bytes,
          const std::function<void()>& body);
+void ask_for_shared(bool asked);  // for the next launch: more than 48 KB, static and dynamic
 void* dynamic_shared();
 size_t dynamic_shared_bytes();
 // Poisons a static variable of a block that begins, and counts its bytes.
