@@ -183,8 +183,8 @@ def run_rows(
     for place in order:
         session.rows_to_come = len(rows) - len(found) - 1
         found[place] = run_row(rows[place], session)
-        release(session.device)
         done([found[i] for i in sorted(found)], found[place])
+        release(session.device)
     return [found[i] for i in sorted(found)]
 
 

@@ -7,7 +7,9 @@ it Triton kernels run in triton's interpreter, which must be chosen before trito
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Generator, Iterator
 
 DEVICE_SWITCH = "ERASE_KERNELS_TEST_DEVICE"
 ON_CPU = os.environ.get(DEVICE_SWITCH, "cpu") == "cpu"
@@ -27,6 +29,26 @@ from tests.selection import threads as threads  # noqa: E402
 def pytest_configure(config: pytest.Config) -> None:
     if ON_CPU and not _native.STATUS.available:  # on a GPU the tests may do without
         raise pytest.UsageError(f"the tests need the native library: {_native.STATUS.reason}")
+
+
+# After any of these every further call on the device fails, whatever it is.
+POISONED = re.compile(
+    r"illegal memory access|misaligned address|unspecified launch failure|illegal instruction"
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """On a GPU failures are printed at once; a worker that lost its device ends."""
+    report = yield
+    if not ON_CPU and report.failed:
+        text = report.longreprtext
+        print(f"FAILED {item.nodeid}\n{text[-1500:]}", file=sys.__stderr__, flush=True)
+        if POISONED.search(text) and "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)
+    return report
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from tests.device.subjects import SUBJECTS
 from tools.gpu_steps import NOTE_LINE
 
 TARGET_MS = 50.0  # of a native operator
+FORK_LIMIT_S = 60  # after which a process that hangs is ended
 CALLED = {  # private operator -> what calls it
     "patch_entropy": "patch_entropy",
     "patch_entropy_from_pixels": "patch_entropy_from_pixels fp32",
@@ -66,6 +68,7 @@ def in_a_fork(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.alarm(FORK_LIMIT_S)
         try:
             result = work()
         except Exception as error:  # the parent reports it
@@ -95,6 +98,7 @@ def measure_all(backends: list[str], device: torch.device) -> dict[str, dict[str
                 result = {**again, "compiling_ms": result["first_ms"]}
             found[operator][backend] = result
             print(f"  {operator} {backend}: {result}", flush=True)
+            print(json.dumps({"first_calls": found}), flush=True)  # the last one counts
     return found
 
 

@@ -44,7 +44,8 @@ def failures(result: Result, log: str, space: int = MAX_FOUND) -> list[str]:
     """
     if not result.bad:
         return []
-    lines = re.findall(r"^(?:FAILED|ERROR) .*$", log, re.MULTILINE)
+    lines = re.findall(r"^(?:\[gw\d+\] \[ *\d+%\] )?((?:FAILED|ERROR) .*)$", log, re.MULTILINE)
+    lines = list(dict.fromkeys(lines))  # as it fails, and in the end
     shown = max(min(MAX_FAILURES, space // MAX_LINE), 1)
     named = [line[:MAX_LINE] for line in lines[:shown]]
     named += [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
@@ -190,9 +191,9 @@ def main() -> int:
 
     def after(results: Sequence[Result]) -> None:
         write(results, LOGS, folder(results), revision)
+        copy_results(MEASURED, folder(results))
 
     results = run_all(steps, LOGS, after, arguments.limit)
-    copy_results(MEASURED, folder(results))
     print(summary(results, LOGS))
     print(f"wrote {folder(results)}")
     return 0 if passed(results) else 1

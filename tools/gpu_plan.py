@@ -55,12 +55,12 @@ def build() -> Step:
         "ERASE_KERNELS_CUDA_ARCHITECTURES": "{architecture}-real",
         "MAX_JOBS": str(os.cpu_count() or 1),
     }
-    return Step("native", "native library for this GPU", command, 120, environment)
+    return Step("native", "native library for this GPU", command, 180, environment)
 
 
 def sanitizer(name: str) -> Step:
     command = (sys.executable, "-m", "tools.sanitize", name)
-    return Step(name, f"native kernels under {name}", command, 240, beside=True)
+    return Step(name, f"native kernels under {name}", command, 400, beside=True)
 
 
 def test_steps(quick: bool) -> list[Step]:
@@ -76,16 +76,16 @@ def test_steps(quick: bool) -> list[Step]:
     operators = (*pytest, f"--ignore={STRESS}", "tests/device")
     stress, integration = (*pytest, STRESS), (*pytest, "tests/hf")
     return [
-        Step("operators", "operator tests", operators, 260, every, tests=True),
-        Step("stress", "compaction in place, over and over", stress, 60, every, tests=True),
-        Step("integration", "integration tests", integration, 150, TEST_ENVIRONMENT, tests=True),
+        Step("operators", "operator tests", operators, 500, every, tests=True),
+        Step("stress", "compaction in place, over and over", stress, 120, every, tests=True),
+        Step("integration", "integration tests", integration, 240, TEST_ENVIRONMENT, tests=True),
     ]
 
 
 def first_calls() -> Step:
     command = (sys.executable, "-m", "tools.first_call")
     what = "first call of every operator"
-    return Step("first-calls", what, command, 90, quiet=True, reserve_s=20)
+    return Step("first-calls", what, command, 180, quiet=True, reserve_s=60)
 
 
 def benchmarks(arguments: argparse.Namespace) -> Step:
@@ -95,4 +95,4 @@ def benchmarks(arguments: argparse.Namespace) -> Step:
         command += ["--quick"]
     if arguments.revision:
         command += ["--revision", arguments.revision]
-    return Step("benchmarks", "benchmarks", tuple(command), 240, quiet=True, reserve_s=100)
+    return Step("benchmarks", "benchmarks", tuple(command), 300, quiet=True, reserve_s=120)

@@ -162,7 +162,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             child.wait(GRACE_S)
         except subprocess.TimeoutExpired:
             continue
-    child.wait()
+        break
 
 
 def count_tests(output: str) -> dict[str, int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "erase_kernels" / "_C.abi3.so"
-# As CMakeLists.txt composes it: "13.0: 8.0 9.0 10.0 12.0".
-BUILT_WITH = re.compile(rb"(?<!\d)(\d+\.\d+):((?: \d+\.\d+)+)\0")
+# As CMakeLists.txt composes it: "13.0: 8.0+PTX 9.0 10.0 12.0".
+BUILT_WITH = re.compile(rb"(?<!\d)(\d+\.\d+):((?: \d+\.\d+(?:\+PTX)?)+)\0")
 
 
 def built_with(library: Path) -> tuple[str, list[str]]:
@@ -39,5 +39,6 @@ def why_not_current(capability: str, library: Path | None = None) -> str:
 
 def _runs_on(built: str, capability: str) -> bool:
     # Machine code runs on devices of its major version, from its minor version on.
-    code, device = (tuple(map(int, text.split("."))) for text in (built, capability))
+    numbers = (built.partition("+")[0], capability)
+    code, device = (tuple(map(int, text.split("."))) for text in numbers)
     return code[0] == device[0] and code[1] <= device[1]

@@ -63,13 +63,15 @@ def judge(output: str, code: int) -> tuple[int, str]:
     warnings = sum(found for _, found in races)
     refusal = next((line for line in lines if any(text in line for text in REFUSALS)), "")
     begun = BEGUN in output
-    if refusal and not (begun and errors):
+    if refusal and (not begun or (REFUSALS[0] in refusal and not errors)):
         return DECLINED, f"{TOOL}: {refusal.strip('= ')}"
     if errors:
         return FAILED, f"{errors} errors, {warnings} warnings"
     done = next((line for line in lines if line.startswith(DONE)), "")
-    if not done or code:
+    if not done or code not in (PASSED, FOUND):
         return FAILED, f"the cases did not come to their end: exit status {code}"
+    if code == FOUND:
+        return FAILED, f"exit status {FOUND} without an error, {warnings} warnings"
     if not summaries and not races:
         return FAILED, f"{TOOL} printed no summary"
     return PASSED, f"0 errors, {warnings} warnings{done.removeprefix(DONE)}"
