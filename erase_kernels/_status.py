@@ -3,7 +3,7 @@
 Kernels on an accelerator cannot raise. They skip what is wrong (never reading or writing out of
 bounds) and set a bit of one int32 word per device; whoever next copies something to the host takes
 the word along and raises then. On the CPU the native kernels and the reference raise at once; the
-word exists there for interpreted Triton kernels.
+word exists there for interpreted Triton kernels and emulated CUDA ones.
 """
 
 from __future__ import annotations

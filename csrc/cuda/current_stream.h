@@ -7,10 +7,9 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/c/shim.h>
 
-#include <array>
-#include <atomic>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 
 #include "cuda/shared_limit.h"
 
@@ -21,8 +20,6 @@
 namespace erase_kernels {
 
 using CurrentDevice = torch::stable::accelerator::DeviceGuard;
-
-constexpr size_t kMostDevices = 64;
 
 inline void check_cuda(cudaError_t error, const char* name) {
   if (error == cudaSuccess) return;
@@ -43,18 +40,6 @@ inline cudaStream_t current_stream(int32_t device, const char* name) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return static_cast<cudaStream_t>(stream);
-}
-
-inline int multiprocessors_of(int32_t device) {
-  static std::array<std::atomic<int>, kMostDevices> known{};
-  std::atomic<int>& count = known.at(static_cast<size_t>(device));
-  if (count == 0) {
-    int value = 0;
-    check_cuda(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device),
-               "multiprocessors");
-    count = value;
-  }
-  return count;
 }
 
 template <typename... Parameters, typename... Arguments>

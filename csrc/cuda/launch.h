@@ -28,7 +28,6 @@ class Launcher {
       : name_(name), device_(tensor.get_device_index()), guard_(device_) {}
 
   int32_t* status() const { return status_word(device_); }
-  int multiprocessors() const { return multiprocessors_of(device_); }
 
   // kernel<<<grid, block, shared_bytes>>>(arguments...) on the current stream; nothing for an empty
   // grid. Arguments are converted to the kernel's parameters.

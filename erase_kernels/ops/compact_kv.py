@@ -38,7 +38,7 @@ def compact_kv_(
             ``counts[b]`` on are ignored.
         counts: int32 ``[B]``, kept slots of each batch row.
         block_table: int32 ``[B, M]``, block of each stretch of slots, -1 for none; or None.
-        backend: a name that `backend_info` lists, or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the device's default.
 
     Returns:
         None; with ``block_table`` int32 ``[B, M]`` of the blocks that hold no kept slot any more:

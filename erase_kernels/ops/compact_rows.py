@@ -32,7 +32,7 @@ def compact_rows(
         keep: int32 ``[B, K]``, kept rows of each batch row, strictly ascending; entries from
             ``counts[b]`` on are ignored.
         counts: int32 ``[B]``, kept rows of each batch row.
-        backend: a name that `backend_info` lists, or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the device's default.
 
     Returns:
         One contiguous ``[..., B, K, D]`` per tensor, of its dtype.

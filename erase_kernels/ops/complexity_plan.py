@@ -43,7 +43,7 @@ def complexity_plan(
         thresholds: float32 ``[m]``, nats, strictly descending; may be empty.
         count_table: int32 ``[I, m + 1]``, tokens kept by each image at each level, computed by
             the caller as ``int(n_i * max(ratio, keep_ratio))`` in double precision.
-        backend: a name that `backend_info` lists, or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the device's default.
 
     Returns:
         `ComplexityPlan` of median (float32 ``[I]``), level and count (int32 ``[I]``).

@@ -30,7 +30,7 @@ def patch_entropy(
             ``[H, W, 3]`` image is not copied), or a sequence of such images of any sizes on one
             device. H and W are multiples of ``patch_size``.
         patch_size: side of a patch in pixels.
-        backend: a name that `backend_info` lists, or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the device's default.
 
     Returns:
         float32 ``[n]`` in nats: the patches of each image in row-major order, image after image.

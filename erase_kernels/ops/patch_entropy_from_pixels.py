@@ -26,7 +26,7 @@ def patch_entropy_from_pixels(
         pixel_values: float32, float16 or bfloat16 of the shape ``layout`` describes. Read as if
             contiguous; other strides are copied first.
         layout: where the pixels of each cell lie, and the processor's statistics.
-        backend: a name that `backend_info` lists, or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the device's default.
 
     Returns:
         float32 ``[cells]`` in nats, in the order of the layout's cells. Not differentiable.

@@ -38,7 +38,7 @@ def segmented_topk(
         counts: int32 ``[I]``, how many to keep, between 0 and the segment's length.
         capacity: length of the returned indices, at least ``sum(counts)``; known on the host, so
             that nothing waits for the device.
-        backend: a name that `backend_info` lists, or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the device's default.
 
     Returns:
         `SegmentedTopK` of indices (int32 ``[capacity]``: local to their segment, ascending within

@@ -54,7 +54,7 @@ def text_to_vision_scores(
         normalize_over: "keys": the softmax runs over all visible keys; "columns": over the
             visible listed columns only.
         per_head: return every head by itself instead of the mean.
-        backend: a name that `backend_info` lists, or None for the fastest available.
+        backend: a name that `backend_info` lists, or None for the device's default.
 
     Returns:
         float32 ``[C]``, or ``[H, C]`` with ``per_head``, aligned with ``columns``.

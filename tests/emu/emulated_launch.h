@@ -10,8 +10,6 @@ struct CurrentDevice {
   explicit CurrentDevice(int32_t) {}
 };
 
-inline int multiprocessors_of(int32_t) { return 3; }  // odd, and fewer than most grids have blocks
-
 constexpr size_t kEmulatedParameterBytes = 32764;  // CUDA 12.1 and later, sm_70 and later
 
 template <typename... Parameters, typename... Arguments>
