@@ -23,19 +23,25 @@ class BytesReport:
 
 @dataclass
 class ImageReport:
-    """One image. ``entropy`` f32 [cells] nats; ``kept`` i64, ascending cells local to the image."""
+    """One image or video.
+
+    ``entropy`` f32 [cells] nats; ``kept`` i64, ascending cells local to the image. Cells are the
+    tokens that may be pruned, in the order of the prompt.
+    """
 
     entropy: Tensor
     median: float
     level: int
     kept: Tensor
+    modality: str = "image"
 
 
 @dataclass
 class RowReport:
     """One batch row; positions are those of the unpruned sequence, earlier turns included.
 
-    ``layer``, ``candidates`` and ``scores`` are None where stage 2 did not run.
+    ``images`` lists the row's images, then its pruned videos; ``visual_tokens`` counts what may be
+    pruned. ``layer``, ``candidates`` and ``scores`` are None where stage 2 did not run.
     """
 
     images: list[ImageReport]

@@ -92,11 +92,14 @@ class PixelLayout:
         mean: tuple[float, ...] = CLIP_MEAN,
         std: tuple[float, ...] = CLIP_STD,
         scale: float = RESCALE,
+        *,
+        all_frames: bool = False,
     ) -> PixelLayout:
         """Layout of the Qwen2-VL family: ``pixel_values`` is ``[patches, C*T*p*p]``.
 
         ``merge_size**2`` consecutive rows are one cell, a square of ``patch_size * merge_size``
-        pixels. An image is stored once per temporal slot; only the first slot is read.
+        pixels. An image is stored once per temporal slot; only the first slot is read. The slots
+        of a video hold different frames; ``all_frames`` makes them all pixels of the cell.
 
         Args:
             patch_size: ``p``, pixels along a side of a patch.
@@ -105,6 +108,7 @@ class PixelLayout:
             mean: statistics of the processor, one per channel.
             std: statistics of the processor, one per channel.
             scale: gray levels per unit.
+            all_frames: whether every temporal slot is read.
         """
         for name, value in (
             ("patch_size", patch_size),
@@ -115,11 +119,13 @@ class PixelLayout:
         plane = patch_size * patch_size
         row = len(mean) * temporal_patch_size * plane
         merged = merge_size * merge_size
+        # The rows of a slot follow the last row of the slot before it.
+        rows = patch_size * temporal_patch_size if all_frames else patch_size
         return cls(
             shape=(row,),
             cell_sizes=(1, 1),
             cell_strides=(merged * row, 0, 0),
-            pixel_sizes=(merged, patch_size, patch_size),
+            pixel_sizes=(merged, rows, patch_size),
             pixel_strides=(row, patch_size, 1),
             channels=len(mean),
             channel_stride=temporal_patch_size * plane,

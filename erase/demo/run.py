@@ -18,7 +18,8 @@ from erase.demo.pictures import Picture
 from erase.demo.timing import ForwardWatch, synchronize
 from erase.demo_assets import load_processor, load_tokenizer
 from erase.hf.architecture import inspect_model
-from erase.hf.pixels import layout_for
+from erase.hf.families._patches import patch_layout
+from erase.hf.pixels import statistics_for
 from erase.inspection import cell_side, image_processor, resize
 from erase.report import PrefillReport
 
@@ -148,7 +149,9 @@ def run_picture(
         image=image,
         cell=cell,
         pixel_values=inputs["pixel_values"],
-        layout=layout_for(inspect_model(model), processor),
+        layout=patch_layout(
+            model.config.vision_config, statistics_for(inspect_model(model), processor)
+        ),
         length=inputs["input_ids"].shape[1],
         first=first,
         text_config=model.config.text_config,

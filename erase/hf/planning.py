@@ -5,15 +5,37 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from erase.hf.families import Encoded
 from erase.hf.gather import chosen_flags, offsets_of
+from erase.hf.ownership import assign_rows
+from erase.hf.signals import Modality
 from erase.methods import ImagePlan, ImageSignals, Method, RowPlan
-from erase.transfer import download, moved
+from erase.transfer import download, moved, upload
 from erase_kernels import SegmentedTopK, raise_for_status, status_word
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One modality of a prefill: what was encoded, and where its tokens stand in the prompt."""
+
+    modality: Modality
+    encoded: tuple[Encoded, ...]
+    placeholders: Tensor  # bool [B, S]
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Numbers of tokens in each batch row."""
+
+    valid: tuple[int, ...]  # not padding
+    placeholders: tuple[int, ...]  # image and video tokens, pruned or not
+    visual: tuple[int, ...]  # candidates
+    text: tuple[int, ...]  # valid tokens that are neither image nor video nor drafted
+    past: tuple[int, ...]  # valid cache slots before this prefill
 
 
 @dataclass(frozen=True)
@@ -23,10 +45,8 @@ class PlannedImages:
     images: tuple[ImagePlan, ...]
     signals: ImageSignals
     row_plans: tuple[RowPlan, ...]
-    valid_counts: tuple[int, ...]  # tokens of each row that are not padding
-    visual_counts: tuple[int, ...]  # image tokens of each row
-    text_counts: tuple[int, ...]  # valid tokens that are neither image nor video nor drafted
-    past_counts: tuple[int, ...]  # valid cache slots of each row before this prefill
+    counts: RowCounts
+    candidates: tuple[Tensor, ...]  # bool [B, S] of each stream
     selected: SegmentedTopK
 
     @property
@@ -36,7 +56,7 @@ class PlannedImages:
 
     @property
     def entered(self) -> list[int]:
-        """Image tokens of each row that enter the language model."""
+        """Candidates of each row that enter the language model."""
         return [
             sum(image.count for image in self.images if image.row == row)
             for row in range(len(self.row_plans))
@@ -44,71 +64,155 @@ class PlannedImages:
 
     def entering_counts(self) -> list[int]:
         """Tokens of each row that enter the language model."""
-        rows = zip(self.valid_counts, self.visual_counts, self.entered, strict=True)
+        rows = zip(self.counts.valid, self.counts.visual, self.entered, strict=True)
         return [valid - visual + entered for valid, visual, entered in rows]
 
-    def flags(self) -> Tensor:
-        """bool [n]: which visual tokens stage 1 keeps, in the order of the batch."""
+    @property
+    def visual(self) -> Tensor:
+        """bool [B, S]: the tokens that may be pruned."""
+        return _union(self.candidates)
+
+    def kept_visual(self) -> Tensor:
+        """bool [B, S]: the candidates that stage 1 keeps."""
         counts = [image.count for image in self.images]
-        signals = self.signals
-        return chosen_flags(self.selected.indices, signals.offsets, counts, len(signals.entropy))
+        flags = chosen_flags(
+            self.selected.indices, self.signals.offsets, counts, len(self.signals.entropy)
+        )
+        sizes = [image.size for image in self.images]
+        modalities = dict.fromkeys(image.modality for image in self.images)
+        parts = flags.split(
+            [
+                sum(n for n, image in zip(sizes, self.images, strict=True) if image.modality == m)
+                for m in modalities
+            ]
+        )
+        kept = [
+            torch.zeros_like(mask).masked_scatter(mask, part)
+            for mask, part in zip(self.candidates, parts, strict=True)
+        ]
+        return _union(kept)
 
     def rows_pruned_after(self, layer: int) -> list[int]:
         """Batch rows whose second stage follows this layer."""
         return [b for b, row in enumerate(self.row_plans) if row.layer == layer]
 
 
-def plan_images(
-    method: Method,
-    entropies: Sequence[Tensor],  # per encoded image, f32 [cells]
-    image: Tensor,  # bool [B, S]
-    text: Tensor,  # bool [B, S], what may score
-    valid: Tensor | None,  # bool [B, S]
-    past_valid: Tensor | None,  # bool [B, past]
-    past: int,
-) -> PlannedImages:
+def _union(masks: Sequence[Tensor]) -> Tensor:
+    union = masks[0]
+    for mask in masks[1:]:
+        union = union | mask
+    return union
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The tokens of a prefill that are not planned, and the slots before it."""
+
+    text: Tensor  # bool [B, S], what may score
+    unpruned: Tensor  # bool [B, S], placeholders of a modality that is not pruned
+    valid: Tensor | None  # bool [B, S]
+    past_valid: Tensor | None  # bool [B, past]
+    past: int
+
+
+def plan_images(method: Method, streams: Sequence[Stream], around: Surroundings) -> PlannedImages:
     """Everything the host must know about a prefill, at the price of one small copy.
 
     Raises:
         ValueError: the prompt's image tokens are not those of the images; a device found bad data.
     """
-    batch, length = image.shape
-    encoded = _signals(entropies, range(len(entropies)), image.device)
-    draft = method.draft(encoded)
-    counted = [image.sum(1), text.sum(1)]
-    counted.append(_row_counts(valid, batch, length, image.device))
-    counted.append(_row_counts(past_valid, batch, past, image.device))
-    counted.append(torch.zeros_like(counted[0]) if valid is None else (image & ~valid).sum(1))
+    encoded = [one for stream in streams for one in stream.encoded]
+    entropies = [one.entropy for one in encoded]
+    device = streams[0].placeholders.device
+    everything = _signals(entropies, range(len(entropies)), device)
+    draft = method.draft(everything)
+    counted = _counted(streams, around)
     drafted = [draft.median.view(torch.int32), draft.level, draft.count]
-    devices = list(dict.fromkeys([image.device, entropies[0].device]))
+    devices = list(dict.fromkeys([device, entropies[0].device]))
     values = _read([*drafted, *(c.to(torch.int32) for c in counted)], devices)
 
-    total = len(entropies)
+    total, batch = len(encoded), len(around.text)
     medians = struct.unpack(f"{total}f", struct.pack(f"{total}i", *values[:total]))
     levels, counts = values[total : 2 * total], values[2 * total : 3 * total]
-    per_row = [values[3 * total + i * batch : 3 * total + (i + 1) * batch] for i in range(5)]
-    visual_counts, text_counts, valid_counts, past_counts, masked_counts = per_row
-    _check_rows(masked_counts)
-    owners = _assign_rows(encoded.sizes, visual_counts)
+    per_row = [
+        tuple(values[3 * total + i * batch : 3 * total + (i + 1) * batch])
+        for i in range(len(counted))
+    ]
+    _check_rows(per_row.pop())
+    held = per_row[: len(streams)]
+    owners = _owners(streams, held)
     images = tuple(
-        ImagePlan(medians[i], levels[i], counts[i], encoded.sizes[i], row) for i, row in owners
+        ImagePlan(medians[i], levels[i], counts[i], everything.sizes[i], row, modality)
+        for i, row, modality in owners
     )
-    order = [i for i, _ in owners]
-    signals = encoded
+    order = [i for i, _, _ in owners]
+    signals = everything
     if order != list(range(total)):
-        signals = _signals(entropies, order, image.device)
+        signals = _signals(entropies, order, device)
+    text, unpruned, valid, past = per_row[len(streams) :]
     plan = PlannedImages(
         images=images,
         signals=signals,
         row_plans=method.decide(images, batch),
-        valid_counts=tuple(valid_counts),
-        visual_counts=tuple(visual_counts),
-        text_counts=tuple(text_counts),
-        past_counts=tuple(past_counts),
+        counts=RowCounts(
+            valid=valid,
+            placeholders=tuple(map(sum, zip(*held, unpruned, strict=True))),
+            visual=tuple(sum(i.size for i in images if i.row == b) for b in range(batch)),
+            text=text,
+            past=past,
+        ),
+        candidates=tuple(
+            _candidates(s.placeholders, [encoded[i] for i, _, m in owners if m == s.modality])
+            for s in streams
+        ),
         selected=method.select(signals, [image.count for image in images]),
     )
     _check_lengths(plan)
     return plan
+
+
+def _counted(streams: Sequence[Stream], around: Surroundings) -> list[Tensor]:
+    """Per row: placeholders of each stream, text, unpruned, valid, past, masked placeholders."""
+    batch, length = around.text.shape
+    device = around.text.device
+    held = [stream.placeholders.sum(1) for stream in streams]
+    if around.valid is None:
+        masked = torch.zeros_like(held[0])
+    else:
+        masked = (_union([s.placeholders for s in streams]) & ~around.valid).sum(1)
+    return [
+        *held,
+        around.text.sum(1),
+        around.unpruned.sum(1),
+        _row_counts(around.valid, batch, length, device),
+        _row_counts(around.past_valid, batch, around.past, device),
+        masked,
+    ]
+
+
+def _owners(
+    streams: Sequence[Stream], held: Sequence[tuple[int, ...]]
+) -> list[tuple[int, int, Modality]]:
+    """(number among all encoded, batch row, modality), stream by stream in order of tokens."""
+    owners: list[tuple[int, int, Modality]] = []
+    first = 0
+    for stream, tokens in zip(streams, held, strict=True):
+        sizes = [one.tokens for one in stream.encoded]
+        assigned = assign_rows(sizes, tokens, stream.modality)
+        owners.extend((first + i, row, stream.modality) for i, row in assigned)
+        first += len(sizes)
+    return owners
+
+
+def _candidates(placeholders: Tensor, encoded: Sequence[Encoded]) -> Tensor:
+    """bool [B, S]: the placeholders that stand for a cell."""
+    if all(one.candidates is None for one in encoded):
+        return placeholders
+    flags: list[bool] = []
+    for one in encoded:
+        flags += [True] * one.tokens if one.candidates is None else one.candidates.tolist()
+    chosen = upload(flags, torch.bool, placeholders.device)
+    return torch.zeros_like(placeholders).masked_scatter(placeholders, chosen)
 
 
 def _read(parts: Sequence[Tensor], devices: Sequence[torch.device]) -> list[int]:
@@ -154,29 +258,3 @@ def _check_lengths(plan: PlannedImages) -> None:
                 f"input_ids: row {row} is images only, and none of their tokens would be kept; "
                 "add text, or raise keep_ratio"
             )
-
-
-def _assign_rows(sizes: Sequence[int], visual: Sequence[int]) -> list[tuple[int, int]]:
-    """(encoded image, batch row) for every image in the batch, in the order of its tokens.
-
-    Beam search and ``num_return_sequences`` repeat each prompt row, but not its encoded images.
-    """
-    repeats = sum(visual) // sum(sizes) if sum(sizes) else 1
-    starts = [0, *accumulate(sizes)]
-    owners: list[tuple[int, int]] = []
-    at = end = 0  # images of the prompt row that ``row`` repeats: at..end
-    for row, tokens in enumerate(visual):
-        if row and row % max(repeats, 1) == 0:
-            at = end
-        end = at
-        while end < len(sizes) and starts[end + 1] - starts[at] <= tokens:
-            end += 1
-        if starts[end] - starts[at] != tokens:
-            raise ValueError(
-                f"input_ids: row {row} has {tokens} image tokens, which is no whole number of "
-                f"images of {list(sizes[at:])} tokens"
-            )
-        owners.extend((i, row) for i in range(at, end))
-    if end != len(sizes):
-        raise ValueError(f"input_ids: image tokens for {end} images, but {len(sizes)} were encoded")
-    return owners

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,16 @@ from torch import Tensor, nn
 
 from erase.hf import cache as kv
 from erase.hf.current import drafted_tokens
+from erase.hf.deepstack import MASK_ARGUMENT, PLANES_ARGUMENT, Deepstack
+from erase.hf.families import Encoded
 from erase.hf.gather import take
 from erase.hf.masks import past_validity, slot_mask
-from erase.hf.planning import plan_images
+from erase.hf.planning import Surroundings, plan_images
+from erase.hf.prompt import Prompt, check_mask
 from erase.hf.refusals import check_checkpointing, check_encoded
 from erase.hf.reporting import build_report
-from erase.hf.scoring import RowScores, Scored, score_rows
-from erase.hf.signals import APPROXIMATE_KEY, entropies_in
+from erase.hf.scoring import Observed, RowScores, Scored, score_rows
+from erase.hf.signals import APPROXIMATE_KEY, Modality, entropies_in
 from erase.hf.slots import Move, Slots, join_valid
 from erase.methods import Method
 from erase.transfer import moved
@@ -33,23 +37,28 @@ class Prefill:
 
     session: Session
     method: Method
-    input_ids: Tensor | None
-    inputs_embeds: Tensor | None
-    entropies: tuple[Tensor, ...] | None = None
+    prompt: Prompt
+    encoded: dict[Modality, tuple[Encoded, ...]] = field(default_factory=dict)
     approximate: bool = False
     row_scores: dict[int, RowScores] = field(default_factory=dict)
     operators: set[str] = field(default_factory=set)  # used after planning, for the report
     changed: bool = False
+    deepstack: Deepstack | None = None
+    _planes_added: int = 0
     _scoring: nn.Module | None = None
+    _pending: Observed | None = None
     _scored: Scored | None = None
     _residual: Tensor | None = None
+    _cache: Any = None
     _overrides: dict[str, Any] = field(default_factory=dict)
 
-    def receive(self, encoder_output: Any) -> None:
-        """Entropies of this prefill's images."""
-        check_encoded(encoder_output)
-        self.entropies = entropies_in(encoder_output)
-        self.approximate = bool(encoder_output.get(APPROXIMATE_KEY, False))
+    def receive(self, encoder_output: Any, modality: Modality) -> None:
+        """Entropies of this prefill's images, or of its videos."""
+        check_encoded(encoder_output, modality)
+        encoded = entropies_in(encoder_output)
+        if encoded is not None:
+            self.encoded[modality] = encoded
+        self.approximate |= bool(encoder_output.get(APPROXIMATE_KEY, False))
 
     # -- before the language model -------------------------------------------------------------
 
@@ -58,10 +67,10 @@ class Prefill:
         embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
         cache = kwargs.get("past_key_values")
         kv.check_cache(cache)
-        _check_mask(mask)
+        check_mask(mask)
         if torch.is_grad_enabled():
             check_checkpointing(self.session.architecture.layers)
-        if self.entropies is None:
+        if not self.encoded:
             raise RuntimeError("stage 1: the images were never encoded through get_image_features")
         self.batch, self.length = embeds.shape[:2]
         self.device, self.dtype = embeds.device, embeds.dtype
@@ -79,49 +88,45 @@ class Prefill:
         valid = None
         if mask is not None:
             valid = moved(mask[:, -self.length :], self.device, torch.bool)
-        image, video = self._modality_masks()
-        text = ~(image | video) if valid is None else ~(image | video) & valid
-        # Assisted generation appends tokens that it may take back: they must not choose.
-        self.drafted = drafted_tokens(self.logical_past + self.length)
-        text = text.narrow(1, 0, self.length - self.drafted)
-        text = torch.nn.functional.pad(text, (0, self.drafted))
-        self.plan = plan_images(
-            self.method, self.entropies, image, text, valid, self.past_valid, self.past
-        )
-        full = all(count == self.length for count in self.plan.valid_counts)
+        self._plan(valid)
+        full = all(count == self.length for count in self.plan.counts.valid)
         self.slots = Slots(
             width=self.length,
-            counts=tuple(self.plan.valid_counts),
+            counts=self.plan.counts.valid,
             valid=None if full else valid,
-            visual=image,
-            text=text,
+            visual=self.plan.visual,
+            text=self._text,
             positions=None,
         )
         return self._stage1(kwargs)
 
-    def _modality_masks(self) -> tuple[Tensor, Tensor]:
-        """Image and video placeholders, bool [B, S]."""
+    def _plan(self, valid: Tensor | None) -> None:
         architecture = self.session.architecture
-        base = architecture.base
-        if self.input_ids is None:
-            masks = base.get_placeholder_mask(None, inputs_embeds=self.inputs_embeds)
-            return moved(masks[0][..., 0], self.device), moved(masks[1][..., 0], self.device)
-        ids = moved(self.input_ids, self.device)
-        image = torch.eq(ids, architecture.image_token_id)
-        if architecture.video_token_id is None:
-            return image, torch.zeros_like(image)
-        return image, torch.eq(ids, architecture.video_token_id)
+        streams, unpruned, visual = self.prompt.streams(architecture, self.encoded, self.device)
+        text = ~visual if valid is None else ~visual & valid
+        # Assisted generation appends tokens that it may take back: they must not choose.
+        self.drafted = drafted_tokens(self.logical_past + self.length)
+        text = text.narrow(1, 0, self.length - self.drafted)
+        self._text = torch.nn.functional.pad(text, (0, self.drafted))
+        around = Surroundings(self._text, unpruned, valid, self.past_valid, self.past)
+        self.plan = plan_images(self.method, streams, around)
 
     def _stage1(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         plan, config = self.plan, self.session.architecture.text_config
         kwargs = dict(kwargs)
+        planes = kwargs.get(PLANES_ARGUMENT)
+        if planes is not None:
+            total = sum(plan.counts.placeholders)
+            self.deepstack = Deepstack(kwargs[MASK_ARGUMENT], planes, total)
         if plan.drops or self.method.force_gathers:
             keep = self.slots.keep_all()
             if plan.drops:
-                kept = torch.zeros_like(self.slots.visual)
-                keep = self.slots.keep_valid(kept.masked_scatter(self.slots.visual, plan.flags()))
+                keep = self.slots.keep_valid(plan.kept_visual())
             move = self.slots.compact(keep, plan.entering_counts(), identity=not plan.drops)
             self._adopt(move, plan.drops)
+            if self.deepstack is not None:
+                self.deepstack.follow(move, sum(plan.counts.visual) - sum(plan.entered))
+                kwargs |= self.deepstack.arguments()
             positions = self.session.architecture.family.full_positions(
                 kwargs.get("position_ids"), self.batch, self.length, self.logical_past, self.device
             )
@@ -129,8 +134,16 @@ class Prefill:
                 [kwargs["inputs_embeds"]], move.index, move.counts
             )[0]
             kwargs["position_ids"] = take(positions, move.index, move.counts)
+            # Layers would read the gaps in them as packed sequences.
+            self._overrides["position_ids"] = None
         if self.slots.positions is not None or self.state is not None:
             kwargs["attention_mask"] = slot_mask(config, *self._mask_arguments())
+            if kwargs["attention_mask"] is None and kwargs.get("past_key_values") is None:
+                # So would the making of masks, where it gets neither a mask nor a cache.
+                width = self.past + self.slots.width
+                kwargs["attention_mask"] = torch.ones(
+                    self.batch, width, dtype=torch.bool, device=self.device
+                )
         return kwargs
 
     def _mask_arguments(self) -> tuple[Any, ...]:
@@ -150,54 +163,84 @@ class Prefill:
         """Apply stage 2 of the layer before, and get ready to score this one."""
         kwargs = {**kwargs, **self._overrides}
         hidden = args[0] if args else kwargs.pop("hidden_states")
-        hidden = self._apply_scored(index, hidden, kwargs)
+        self._cache = kwargs.get("past_key_values")
+        hidden = self._apply_scored(index, hidden)
+        kwargs.update(self._overrides)
         if self.plan.rows_pruned_after(index):
-            self._layer, self._scoring = index, self.session.architecture.attention(index)
+            self._scoring = self.session.architecture.attention(index)
             self._position_embeddings = kwargs["position_embeddings"]
             if "residual_queries" in self.method.needs:
                 self._residual = hidden
         return (hidden, *args[1:]), kwargs
+
+    def before_norm(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Apply stage 2 of the last layer."""
+        last = len(self.session.architecture.layers)
+        return (self._apply_scored(last, args[0]), *args[1:])
+
+    def next_plane(self, mask: Tensor, plane: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask and plane that the layer which just ran adds, as given or as stage 2 left them."""
+        deepstack, number = self.deepstack, self._planes_added
+        self._planes_added += 1
+        if deepstack is None or not deepstack.moved:
+            return mask, plane
+        return deepstack.mask, deepstack.planes[number]
 
     def wants(self, module: nn.Module) -> bool:
         """Whether this attention module is the one to score now."""
         return module is self._scoring and not self.session.closed
 
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, scale: float | None) -> None:
-        """Score the layer that just attended; its queries are replaced where the method asks."""
-        self._scoring, skip = None, 0
-        if self._residual is not None:
-            family = self.session.architecture.family
-            skip = family.skipped_text_tokens
-            with torch.no_grad():
-                query = family.residual_query(module, self._residual, self._position_embeddings)
-            self._residual = None
+        """Remember what the layer attended with; its queries are replaced where the method asks."""
+        self._scoring = None
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        self._scored = score_rows(self, self._layer, query, key, scale, skip)
+        seen = Observed(module, query.detach(), key.detach(), scale)
+        if self._residual is not None and self.session.architecture.family.released_from_output:
+            self._pending = seen  # its output is not there yet
+            return
+        self._score(seen, self._residual)
+
+    def _score(self, seen: Observed, residual: Tensor | None) -> None:
+        skip, layer = 0, self.session.architecture.index_of(seen.module)
+        if residual is not None:
+            family = self.session.architecture.family
+            skip = family.released_skip or 0
+            with torch.no_grad():
+                query = family.residual_query(seen.module, residual, self._position_embeddings)
+            seen = dataclasses.replace(seen, query=query)
+        self._residual, self._pending = None, None
+        self._scored = score_rows(self, layer, seen, skip)
         self.row_scores.update(self._scored.rows)
         self.operators.add("text_to_vision_scores")
 
-    def _apply_scored(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _apply_scored(self, index: int, hidden: Tensor) -> Tensor:
         """Stage 2 of layer ``index - 1``, if it has one: shortens hidden states and the cache."""
         rows = self.plan.rows_pruned_after(index - 1)
         if not rows:
             return hidden
+        if self._pending is not None:
+            self._score(self._pending, hidden)
         if self._scored is None:
             raise RuntimeError(
                 f"stage 2: the attention of layer {index - 1} was never seen; was the model's "
                 "attention implementation changed while the session was open?"
             )
-        move, drops, self._scored = self._scored.move, self._scored.drops, None
-        cache = kwargs.get("past_key_values")
-        if cache is not None:
+        scored, self._scored = self._scored, None
+        move = scored.move
+        if self._cache is not None:
             # Autograd may have saved the keys and values, so only inference overwrites them.
             in_place = not hidden.requires_grad
             width = move.slots.width
-            kv.evict(cache, index - 1, self.past, move.index, move.counts, width, in_place=in_place)
+            kv.evict(
+                self._cache, index - 1, self.past, move.index, move.counts, width, in_place=in_place
+            )
             if in_place:
                 self.operators.add("compact_kv_")
         embeddings = self._position_embeddings
         hidden, *embeddings = compact_rows([hidden, *embeddings], move.index, move.counts)
-        self._adopt(move, drops)
+        self._adopt(move, scored.dropped > 0)
+        if self.deepstack is not None and self._planes_added < len(self.deepstack.planes):
+            self.deepstack.follow(move, scored.dropped)
         config = self.session.architecture.text_config
         self._overrides = {
             "attention_mask": slot_mask(config, *self._mask_arguments()),
@@ -205,7 +248,6 @@ class Prefill:
             "position_embeddings": tuple(t.detach() for t in embeddings),
             "position_ids": None,
         }
-        kwargs.update(self._overrides)
         return hidden
 
     # -- after the language model ----------------------------------------------------------------
@@ -213,11 +255,8 @@ class Prefill:
     def leave(self, output: Any) -> Any:
         """Put hidden states back to the prompt's length, mark the cache, file the report."""
         cache = output.past_key_values
-        hidden = output.last_hidden_state
-        last = len(self.session.architecture.layers)
-        hidden = self._apply_scored(last, hidden, {"past_key_values": cache})
         if self.slots.positions is not None:
-            output.last_hidden_state = self._scatter(hidden, self.slots.positions)
+            output.last_hidden_state = self._scatter(output.last_hidden_state, self.slots.positions)
         report = build_report(self, cache)
         if cache is not None and (self.changed or self.state is not None):
             state = kv.CacheState(
@@ -225,7 +264,7 @@ class Prefill:
                 width=self.past + self.slots.width,
                 evicted=self.logical_past + self.length - self.past - self.slots.width,
                 drafted=self.drafted,
-                padded=any(count != self.length for count in self.plan.valid_counts)
+                padded=any(count != self.length for count in self.plan.counts.valid)
                 or (self.state is not None and self.state.padded),
                 report=weakref.ref(report),
                 session=weakref.ref(self.session),
@@ -243,10 +282,3 @@ class Prefill:
         full = hidden.new_zeros(self.batch, self.length + spare, hidden.shape[-1])
         full = full.scatter(1, target[..., None].expand_as(hidden), hidden)
         return full[:, : self.length]
-
-
-def _check_mask(mask: Any) -> None:
-    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
-        return
-    kind = f"a {mask.ndim}-D tensor" if isinstance(mask, Tensor) else type(mask).__name__
-    raise ValueError(f"attention_mask: expected [batch, tokens] or None, got {kind}")

@@ -10,11 +10,15 @@ from torch import nn
 from erase.hf.architecture import Architecture
 from erase.hf.cache import CACHE_REFUSALS, check_cache, physical_length
 from erase.hf.current import assisted
+from erase.hf.families import Family
 from erase.hf.signals import entropies_in
+from erase.methods import Method
 from erase.transfer import download
 
 IMAGE_TOKEN_TYPE = 1
 """Value of ``mm_token_type_ids`` at image tokens."""
+VIDEO_TOKEN_TYPE = 2
+"""And at video tokens."""
 
 
 ASSISTED_OPTIONS = (
@@ -60,7 +64,7 @@ def check_generate(model: Any, kwargs: dict[str, Any]) -> int | None:
     check_cache(kwargs.get("past_key_values"))
     encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
     if encoded is not None:
-        check_encoded(encoded)
+        check_encoded(encoded, "image")
     if not any(setting(name) for name in ASSISTED_OPTIONS):
         return None
     # The mask covers the tokens of a cache too, input_ids need not.
@@ -69,12 +73,32 @@ def check_generate(model: Any, kwargs: dict[str, Any]) -> int | None:
     return None if prompt is None else int(prompt.shape[1])
 
 
-def check_encoded(encoder_output: Any) -> None:
+def check_encoded(encoder_output: Any, modality: str) -> None:
     """ValueError where encoded images carry no entropies."""
     if entropies_in(encoder_output) is None:
         raise ValueError(
-            "mm_encoder_outputs: image embeddings came without their pixels, so there are no "
-            "entropies to prune by; pass pixel_values, or encode them inside the session"
+            f"mm_encoder_outputs: {modality} embeddings came without their pixels, so there are no "
+            "entropies to prune by; pass the pixels, or encode them inside the session"
+        )
+
+
+def check_method(family: Family, method: Method) -> None:
+    """ValueError where the method needs what the published code never defined for the family."""
+    if "residual_queries" in method.needs and family.released_skip is None:
+        raise ValueError(
+            "query: 'released' follows the published code, which covers Qwen2-VL, Qwen2.5-VL and "
+            f"Qwen3-VL only, not {'/'.join(family.model_types)}; use 'exact'"
+        )
+
+
+def check_videos(family: Family, videos: object) -> None:
+    """TypeError/ValueError unless ``videos`` is a bool that the family can follow."""
+    if not isinstance(videos, bool):
+        raise TypeError(f"videos: expected a bool, got {type(videos).__name__}")
+    if videos and not family.prunes_video:
+        raise ValueError(
+            f"videos: pruning videos is not supported for {'/'.join(family.model_types)}; with "
+            "videos=False they pass through"
         )
 
 
@@ -98,8 +122,12 @@ def check_checkpointing(layers: nn.ModuleList) -> None:
             )
 
 
-def check_images_have_pixels(architecture: Architecture, call: dict[str, Any]) -> None:
+def check_images_have_pixels(
+    architecture: Architecture, call: dict[str, Any], videos: bool
+) -> None:
     """ValueError where a prompt has image tokens, but neither pixels nor encoded images came.
+
+    With ``videos`` the same goes for video tokens.
 
     Embeddings that come without token ids and token types cannot be told from text.
     """
@@ -111,14 +139,23 @@ def check_images_have_pixels(architecture: Architecture, call: dict[str, Any]) -
         return
     if assisted() and physical_length(call.get("past_key_values")):
         return  # a decode step, which must read nothing on the host
-    if ids is not None:
-        images = torch.eq(ids, architecture.image_token_id)
-    elif kinds is not None:
-        images = torch.eq(kinds[:, -tokens.shape[1] :], IMAGE_TOKEN_TYPE)
-    else:
+    if architecture.family.videos_use_image_tokens and _has_video(call):
         return
-    if download(images.any().reshape(1))[0]:
+    wanted = {architecture.image_token_id: IMAGE_TOKEN_TYPE}
+    if videos and architecture.video_token_id is not None:
+        wanted[architecture.video_token_id] = VIDEO_TOKEN_TYPE
+    found, types = (ids, wanted) if ids is not None else (kinds, wanted.values())
+    if found is None:
+        return
+    last = found[:, -tokens.shape[1] :]
+    hits = torch.stack([torch.eq(last, kind).any() for kind in types])
+    if download(hits.any().reshape(1))[0]:
         raise ValueError(
             "pixel_values: the prompt has image tokens but no pixels came with it, so it cannot "
             "be pruned; pass pixel_values"
         )
+
+
+def _has_video(call: dict[str, Any]) -> bool:
+    encoded = (call.get("mm_encoder_outputs") or {}).get("video")
+    return encoded is not None or call.get("pixel_values_videos") is not None

@@ -54,10 +54,11 @@ def _rows(prefill: Prefill) -> list[RowReport]:
                         median=plan.images[i].median,
                         level=plan.images[i].level,
                         kept=kept[i].to(torch.int64),
+                        modality=plan.images[i].modality,
                     )
                     for i in mine
                 ],
-                visual_tokens=plan.visual_counts[b],
+                visual_tokens=plan.counts.visual[b],
                 layer=scored.layer if scored else None,
                 candidates=scored.candidates if scored else None,
                 scores=scored.scores if scored else None,
@@ -72,7 +73,7 @@ def _fill_cache(report: PrefillReport, prefill: Prefill, cache: Any) -> None:
     slots, expected = prefill.slots, prefill.past + prefill.slots.width
     per_row = [
         [layer.get_seq_length() - expected + past + count for layer in cache.layers]
-        for past, count in zip(prefill.plan.past_counts, slots.counts, strict=True)
+        for past, count in zip(prefill.plan.counts.past, slots.counts, strict=True)
     ]
     report.kv_lengths = per_row[0] if slots.batch == 1 else per_row
     held = kv.kv_bytes(cache)

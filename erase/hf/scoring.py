@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erase.hf.gather import chosen_flags, flat_index, int32, offsets_of, owners_of
 from erase.hf.slots import Move, join_valid
@@ -27,28 +27,34 @@ class RowScores:
     scores: Tensor
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What a layer attended with."""
+
+    module: nn.Module  # its self-attention
+    query: Tensor  # [B, H, S, d]
+    key: Tensor  # [B, Hk, L, d], the first past + S of L slots are in use
+    scale: float  # of the logits
+
+
 @dataclass
 class Scored:
     """The gather that follows a scored layer, and what the report says of it."""
 
     layer: int
     move: Move
-    drops: bool
+    dropped: int  # candidates of all rows
     rows: dict[int, RowScores]
 
 
 @torch.no_grad()
-def score_rows(
-    prefill: Prefill, layer: int, query: Tensor, key: Tensor, scale: float, skip: int
-) -> Scored:
+def score_rows(prefill: Prefill, layer: int, seen: Observed, skip: int) -> Scored:
     """Score the candidates of the rows that are pruned after ``layer``, and choose.
 
     Args:
         prefill: its slots are the sequence that the layer saw.
         layer: 0-based decoder layer.
-        query: ``[B, H, S, d]``.
-        key: ``[B, Hk, past + S, d]``.
-        scale: of the logits.
+        seen: queries and keys to score with.
         skip: text tokens of each row that do not score.
     """
     plan, slots, device = prefill.plan, prefill.slots, prefill.device
@@ -61,31 +67,32 @@ def score_rows(
     offsets = offsets_of(column_counts, device)
     text = slots.text & in_event & (slots.text.cumsum(1) > skip)
     text_counts = [
-        max(0, n - skip) if b else 0 for n, b in zip(plan.text_counts, here, strict=True)
+        max(0, n - skip) if b else 0 for n, b in zip(plan.counts.text, here, strict=True)
     ]
     scores = prefill.method.score(
         LayerSignals(
-            query=query.detach(),
-            key=key.detach(),
+            query=seen.query,
+            key=seen.key.narrow(2, 0, prefill.past + slots.width),
             rows=flat_index(text, sum(text_counts)),
             row_offsets=offsets_of(text_counts, device),
             columns=columns + prefill.past,
             column_offsets=offsets,
             key_mask=join_valid(prefill.past_valid, prefill.past, slots, device),
-            scale=scale,
+            scale=seen.scale,
         )
     )
     finals = [plan.row_plans[b].final if here[b] else 0 for b in range(slots.batch)]
-    drops = finals != column_counts
+    lost = [n - final for n, final in zip(column_counts, finals, strict=True)]
+    dropped = sum(lost)
     keep = slots.keep_all()
     counts = list(slots.counts)
-    if drops:
+    if dropped:
         chosen = _best(scores, offsets, finals)
         keep = slots.keep_valid((slots.visual & ~candidates).masked_scatter(candidates, chosen))
-        lost = [n - final for n, final in zip(column_counts, finals, strict=True)]
         counts = [n - gone for n, gone in zip(counts, lost, strict=True)]
-    move = slots.compact(keep, counts, identity=not drops)
-    return Scored(layer, move, drops, _for_report(prefill, layer, columns, column_counts, scores))
+    move = slots.compact(keep, counts, identity=not dropped)
+    report = _for_report(prefill, layer, columns, column_counts, scores)
+    return Scored(layer, move, dropped, report)
 
 
 def _best(scores: Tensor, offsets: Tensor, finals: list[int]) -> Tensor:

@@ -19,15 +19,20 @@ from erase.hf.architecture import inspect_model
 from erase.hf.attention import shadow, unshadow
 from erase.hf.current import assisted_generation, current_prefill, set_current_prefill
 from erase.hf.decoding import continue_decoding
-from erase.hf.pixels import layout_for
+from erase.hf.deepstack import PROCESS, with_kept_planes
+from erase.hf.families import Statistics
+from erase.hf.pixels import statistics_for
 from erase.hf.prefill import Prefill
+from erase.hf.prompt import Prompt, brought
 from erase.hf.refusals import (
     check_generate,
     check_images_have_pixels,
+    check_method,
+    check_videos,
     refuse_continuous_batching,
 )
 from erase.hf.reporting import note_first_decode
-from erase.hf.signals import with_entropies
+from erase.hf.signals import with_image_entropies, with_video_entropies
 from erase.methods import Method
 from erase.report import PrefillReport
 
@@ -36,7 +41,12 @@ _install_lock = threading.Lock()
 
 
 def prune(
-    model: Any, method: Method, processor: Any | None = None, *, keep_reports: int = 16
+    model: Any,
+    method: Method,
+    processor: Any | None = None,
+    *,
+    videos: bool = False,
+    keep_reports: int = 16,
 ) -> Session:
     """Prune visual tokens in a stock transformers model, until the session is removed.
 
@@ -49,6 +59,9 @@ def prune(
         method: what to prune, e.g. ``EraseConfig.for_model(model, keep_ratio=0.15)``.
         processor: the processor that makes ``pixel_values``; its normalisation is undone to get
             the exact pixels back. None: the family's usual statistics.
+        videos: also prune videos, in the families that support it: a cell's entropy is that of
+            its pixels in all frames of its temporal slice, and a video is planned like one image.
+            Otherwise videos pass through.
         keep_reports: how many reports ``session.reports`` keeps.
 
     Raises:
@@ -61,7 +74,7 @@ def prune(
         )
     if isinstance(keep_reports, bool) or not isinstance(keep_reports, int) or keep_reports < 1:
         raise ValueError(f"keep_reports: expected a positive int, got {keep_reports!r}")
-    return Session(model, method, processor, keep_reports)
+    return Session(model, method, processor, videos, keep_reports)
 
 
 class Session:
@@ -74,10 +87,15 @@ class Session:
         closed: True after ``remove()``.
     """
 
-    def __init__(self, model: Any, method: Method, processor: Any, keep_reports: int) -> None:
+    def __init__(
+        self, model: Any, method: Method, processor: Any, videos: bool, keep_reports: int
+    ) -> None:
         self.architecture = inspect_model(model)
+        check_videos(self.architecture.family, videos)
+        self._videos = videos
         method.validate(self.architecture.facts)
-        layout = layout_for(self.architecture, processor)
+        check_method(self.architecture.family, method)
+        statistics = statistics_for(self.architecture, processor)
         self.reports: deque[PrefillReport] = deque(maxlen=keep_reports)
         self.prefills_seen = 0
         self.prefills_pruned = 0
@@ -90,24 +108,27 @@ class Session:
             if base in _installed:
                 raise ValueError("model: it already has an open pruning session; remove it first")
             with self._undo:
-                self._install(layout)
+                self._install(statistics)
                 self._undo = self._undo.pop_all()
             _installed.add(base)
 
     # -- installing and removing -----------------------------------------------------------------
 
-    def _install(self, layout: Any) -> None:
+    def _install(self, statistics: Statistics) -> None:
         architecture = self.architecture
         base, stack = architecture.base, architecture.language_model
         name = architecture.text_config._attn_implementation
         shadow(name)
         # Also when the model is dropped with its session open.
         self._undo.callback(weakref.finalize(base, unshadow, name))
-        self._set(base, "get_image_features", with_entropies(base.get_image_features, layout))
+        self._wrap_encoders(statistics)
+        if hasattr(stack, PROCESS):
+            process = with_kept_planes(getattr(stack, PROCESS), self._current)
+            self._set(stack, PROCESS, process)
         if hasattr(architecture.model, "generate"):
             self._set(architecture.model, "generate", self._checked(architecture.model.generate))
             self._set(architecture.model, "init_continuous_batching", refuse_continuous_batching)
-        before = {base: self._open, stack: self._enter}
+        before = {base: self._open, stack: self._enter, stack.norm: self._before_norm}
         before |= {
             layer: partial(self._before_layer, index)
             for index, layer in enumerate(architecture.layers)
@@ -118,6 +139,16 @@ class Session:
         handle = base.register_forward_hook(self._close, with_kwargs=True, always_call=True)
         self._undo.callback(handle.remove)
         self._undo.callback(stack.register_forward_hook(self._leave, with_kwargs=True).remove)
+
+    def _wrap_encoders(self, statistics: Statistics) -> None:
+        base, family = self.architecture.base, self.architecture.family
+        encode = with_image_entropies(base.get_image_features, base, family, statistics)
+        self._set(base, "get_image_features", encode)
+        if hasattr(base, "get_video_features"):
+            encode = with_video_entropies(
+                base.get_video_features, base, family, statistics if self._videos else None
+            )
+            self._set(base, "get_video_features", encode)
 
     def _set(self, module: Any, name: str, value: Any) -> None:
         """An instance attribute that hides the class's until the session is removed."""
@@ -204,14 +235,16 @@ class Session:
         if self._current() is not None:
             set_current_prefill(None)  # left by an interrupt, after which torch runs no hook
         call = self._signature.bind(module, *args, **kwargs).arguments
-        encoded = (call.get("mm_encoder_outputs") or {}).get("image")
-        if encoded is None and call.get("pixel_values") is None:
-            check_images_have_pixels(self.architecture, call)
+        encoded = brought(call, self._videos)
+        if not encoded:
+            check_images_have_pixels(self.architecture, call, self._videos)
             return
         self.prefills_seen += 1
-        prefill = Prefill(self, self.method, call.get("input_ids"), call.get("inputs_embeds"))
-        if encoded is not None:
-            prefill.receive(encoded)
+        prompt = Prompt(call.get("input_ids"), call.get("inputs_embeds"))
+        prefill = Prefill(self, self.method, prompt)
+        for modality, output in encoded.items():
+            if output is not None:
+                prefill.receive(output, modality)
         set_current_prefill(prefill)
 
     def _close(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -235,6 +268,10 @@ class Session:
     def _before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         prefill = self._current()
         return None if prefill is None else prefill.before_layer(index, args, kwargs)
+
+    def _before_norm(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        prefill = self._current()
+        return None if prefill is None else (prefill.before_norm(args), kwargs)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         prefill = self._current()

@@ -8,52 +8,103 @@ therefore travel as an entry of its output, and are also given to the open prefi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from erase.hf.current import current_prefill
-from erase_kernels import PixelLayout, patch_entropy_from_pixels
+from erase.hf.families import Encoded, Family, Statistics, one_token_per_cell
+
+Modality = Literal["image", "video"]
 
 ENTROPY_KEY = "erase_entropy"
-"""Entry of the encoder output: tuple of f32 [cells] per image."""
+"""Entry of the encoder output: one ``Encoded`` per image, video or tile."""
 APPROXIMATE_KEY = "erase_approximate"
 """Entry beside it where bf16 pixels were recovered only approximately."""
 
 
-def with_entropies(encode: Callable[..., Any], layout: PixelLayout) -> Callable[..., Any]:
+class _Encoding(threading.local):
+    video = False
+
+
+_encoding = _Encoding()
+
+
+@contextlib.contextmanager
+def _encoding_video() -> Iterator[None]:
+    """Some models encode videos by calling their own ``get_image_features``."""
+    before, _encoding.video = _encoding.video, True
+    try:
+        yield
+    finally:
+        _encoding.video = before
+
+
+def with_image_entropies(
+    encode: Callable[..., Any], base: Any, family: Family, statistics: Statistics
+) -> Callable[..., Any]:
     """``get_image_features`` that also computes each cell's entropy; same signature."""
     signature = inspect.signature(encode)
 
     @functools.wraps(encode)
     def get_image_features(*args: Any, **kwargs: Any) -> Any:
-        pixels = signature.bind(*args, **kwargs).arguments["pixel_values"]
+        if _encoding.video:
+            return encode(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = {**bound.arguments, **bound.arguments.get("kwargs", {})}
         # First, so that pixels that cannot be undone are refused before the encoder's work.
-        entropy = patch_entropy_from_pixels(pixels, layout)
-        output = encode(*args, **kwargs)
-        if isinstance(output, tuple):  # return_dict=False: nothing to attach the entropies to
+        entropy = family.cells(base, statistics, call)
+        output: Any = encode(*args, **kwargs)
+        if isinstance(output, tuple):  # return_dict=False: nothing to attach them to
             return output
-        sizes = [len(features) for features in output.pooler_output]
-        if sum(sizes) != len(entropy):
-            raise ValueError(
-                f"pixel_values: {len(entropy)} cells were found, but the encoder made "
-                f"{sum(sizes)} tokens; image_grid_thw does not describe these pixels"
-            )
-        output[ENTROPY_KEY] = torch.split(entropy, sizes)
-        if pixels.dtype == torch.bfloat16:
-            output[APPROXIMATE_KEY] = True
-        prefill = current_prefill()
-        if prefill is not None:
-            prefill.receive(output)
-        return output
+        encoded = family.tokens(base, call, entropy, output.pooler_output)
+        return _attach(output, encoded, call["pixel_values"], "image")
 
     return get_image_features
 
 
-def entropies_in(output: Any) -> tuple[Tensor, ...] | None:
+def with_video_entropies(
+    encode: Callable[..., Any], base: Any, family: Family, statistics: Statistics | None
+) -> Callable[..., Any]:
+    """``get_video_features``, with entropies unless ``statistics`` is None; same signature."""
+    signature = inspect.signature(encode)
+
+    @functools.wraps(encode)
+    def get_video_features(*args: Any, **kwargs: Any) -> Any:
+        if statistics is None:
+            with _encoding_video():
+                return encode(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        entropy = family.video_cells(base, statistics, call)
+        with _encoding_video():
+            output: Any = encode(*args, **kwargs)
+        if isinstance(output, tuple):
+            return output
+        encoded = one_token_per_cell(entropy, output.pooler_output)
+        return _attach(output, encoded, call["pixel_values_videos"], "video")
+
+    return get_video_features
+
+
+def _attach(output: Any, encoded: list[Encoded], pixels: Any, modality: Modality) -> Any:
+    output[ENTROPY_KEY] = tuple(encoded)
+    first = pixels[0] if isinstance(pixels, (list, tuple)) else pixels
+    if first.dtype == torch.bfloat16:
+        output[APPROXIMATE_KEY] = True
+    prefill = current_prefill()
+    if prefill is not None:
+        prefill.receive(output, modality)
+    return output
+
+
+def entropies_in(output: Any) -> tuple[Encoded, ...] | None:
     """The entropies that an encoder output carries, if any."""
     return output.get(ENTROPY_KEY) if isinstance(output, dict) else None

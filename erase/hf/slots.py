@@ -70,7 +70,7 @@ class Slots:
             positions=take(positions, index, moved),
             empty=empty,
         )
-        return Move(slots, index, moved)
+        return Move(slots, index, moved, keep)
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Move:
     slots: Slots
     index: Tensor  # i32 [B, width]
     counts: Tensor  # i32 [B]
+    keep: Tensor  # bool [B, width before], what stays
 
 
 def join_valid(

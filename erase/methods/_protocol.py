@@ -34,7 +34,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ImageSignals:
-    """The new images of one prefill, in the order of their tokens in the batch."""
+    """The new images of one prefill in the order of their tokens in the batch, then its videos."""
 
     entropy: Tensor  # f32 [n], nats, images concatenated
     sizes: tuple[int, ...]  # visual tokens of each image, sum = n
@@ -52,13 +52,17 @@ class Draft:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """One image on the host: ``median`` in nats, ``level`` (0 = most complex), ``count`` kept."""
+    """One image or video on the host: ``median`` in nats, ``level`` (0 = most complex).
+
+    ``count`` of its ``size`` candidate tokens pass stage 1; ``row`` is its batch row.
+    """
 
     median: float
     level: int
     count: int
     size: int
     row: int
+    modality: Literal["image", "video"] = "image"
 
 
 @dataclass(frozen=True)

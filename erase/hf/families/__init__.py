@@ -1,6 +1,6 @@
 """The supported model families; adding one is adding a file and a line here."""
 
-from erase.hf.families._protocol import Family
+from erase.hf.families._protocol import Encoded, Family, Statistics, one_token_per_cell
 from erase.hf.families.qwen2_vl import Qwen2VL
 
 FAMILIES: tuple[Family, ...] = (Qwen2VL(),)
@@ -22,4 +22,12 @@ def find_family(model_type: str) -> Family:
     )
 
 
-__all__ = ["FAMILIES", "Family", "find_family", "supported_model_types"]
+__all__ = [
+    "FAMILIES",
+    "Encoded",
+    "Family",
+    "Statistics",
+    "find_family",
+    "one_token_per_cell",
+    "supported_model_types",
+]

@@ -1,55 +1,132 @@
-"""What the integration must be told about a model family; one adapter file implements it."""
+"""What the integration must be told about a model family; one adapter file implements it.
+
+Everything that is not said here is generic. An adapter derives from ``Family`` and overrides what
+differs from a plain decoder (one row of positions, one token per cell, no published code).
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from erase_kernels import PixelLayout
+UINT8_SCALE = 255.0
+"""Processors map levels 0..255 to 0..1 unless ``do_rescale`` is off or the factor is changed."""
 
 
-class Family(Protocol):
-    """One model family. Everything that is not said here is generic."""
+@dataclass(frozen=True)
+class Statistics:
+    """How a processor normalised pixels: ``value = (level / scale - mean) / std`` per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float = UINT8_SCALE
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One image, video or tile, as the language model gets it.
+
+    ``entropy``: f32 [cells] nats, one per candidate token in the order of the tokens.
+    ``candidates``: bool [tokens] on the CPU, False at placeholder tokens without a cell (newlines),
+    which are always kept and never counted; None: every token is a candidate.
+    """
+
+    entropy: Tensor
+    candidates: Tensor | None = None
 
     @property
-    def model_types(self) -> tuple[str, ...]:
-        """``config.model_type`` values."""
-        ...
+    def tokens(self) -> int:
+        """Placeholder tokens in the prompt."""
+        return len(self.entropy) if self.candidates is None else len(self.candidates)
 
-    @property
-    def pixel_mean(self) -> tuple[float, ...]:
-        """Usual mean of the family's image processor, used where no processor is given."""
-        ...
 
-    @property
-    def pixel_std(self) -> tuple[float, ...]:
-        """Usual standard deviation, likewise."""
-        ...
+def one_token_per_cell(entropy: Tensor, features: Any) -> list[Encoded]:
+    """Cells and tokens correspond one to one; ValueError where their numbers differ."""
+    sizes = [len(part) for part in features]
+    if sum(sizes) != len(entropy):
+        raise ValueError(
+            f"pixel_values: {len(entropy)} cells were found, but the encoder made {sum(sizes)} "
+            "tokens; the image sizes or grids do not describe these pixels"
+        )
+    return [Encoded(part) for part in torch.split(entropy, sizes)]
 
-    @property
-    def skipped_text_tokens(self) -> int:
-        """Text tokens that the published code leaves out of its queries (``query="released"``)."""
-        ...
 
-    def pixel_layout(
-        self, config: Any, mean: tuple[float, ...], std: tuple[float, ...], scale: float
-    ) -> PixelLayout:
-        """Where the cells of ``pixel_values`` lie."""
-        ...
+class Family:
+    """Base of all adapters.
+
+    Attributes:
+        model_types: ``config.model_type`` values.
+        pixel_mean, pixel_std: usual statistics of the family's image processor, used where no
+            processor is given.
+        joins_tiles: the encoder's output is per tile, and the tiles of one image are one run of
+            placeholder tokens in the prompt.
+        prunes_video: ``video_cells`` is implemented.
+        videos_use_image_tokens: the prompt's placeholders do not tell videos from images.
+        released_skip: text tokens that the published code leaves out of its queries; None where no
+            code was published, so that ``query="released"`` is refused.
+        released_from_output: whether the published queries are made of a layer's output instead of
+            its input.
+    """
+
+    model_types: tuple[str, ...] = ()
+    pixel_mean: tuple[float, ...] = ()
+    pixel_std: tuple[float, ...] = ()
+    joins_tiles = False
+    prunes_video = False
+    videos_use_image_tokens = False
+    released_skip: int | None = None
+    released_from_output = False
+
+    def check_processor(self, image_processor: Any, config: Any) -> None:
+        """ValueError where the processor's cells are not the model's."""
+
+    def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
+        """Entropy of every cell in ``pixel_values``, before the encoder runs: f32 [cells].
+
+        Args:
+            base: the vision-language model.
+            statistics: of the processor.
+            call: arguments of ``get_image_features``, defaults filled in.
+        """
+        raise NotImplementedError
+
+    def video_cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
+        """As ``cells``, for the arguments of ``get_video_features``."""
+        raise NotImplementedError
+
+    def tokens(
+        self, base: Any, call: Mapping[str, Any], entropy: Tensor, features: Any
+    ) -> list[Encoded]:
+        """Which cell each token of the encoder's output stands for; here: one after the other.
+
+        Args:
+            base: the vision-language model.
+            call: arguments of ``get_image_features``, defaults filled in.
+            entropy: what ``cells`` returned.
+            features: ``pooler_output`` of the encoder: a sequence of ``[tokens, D]``.
+        """
+        return one_token_per_cell(entropy, features)
 
     def full_positions(
         self, position_ids: Tensor | None, batch: int, length: int, past: int, device: torch.device
     ) -> Tensor:
         """Positions to gather from, ``[..., B, S]``: as given, or those the model would make."""
-        ...
+        if position_ids is None:
+            return torch.arange(past, past + length, device=device).expand(batch, length)
+        return position_ids.expand(batch, length)
 
     def residual_query(
-        self,
-        attention: nn.Module,
-        hidden: Tensor,  # [B, S, D], un-normalised input of the layer
-        position_embeddings: tuple[Tensor, Tensor],
+        self, attention: nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Rotated queries ``[B, H, S, d]`` as the published code makes them."""
-        ...
+        """Rotated queries ``[B, H, S, d]`` as the published code makes them.
+
+        Args:
+            attention: self-attention of the scored layer.
+            hidden: ``[B, S, D]``, residual stream before or after that layer.
+            position_embeddings: cosine and sine tables that the layer got.
+        """
+        raise NotImplementedError

@@ -1,0 +1,75 @@
+"""Processors that store an image as rows of patches, in the order in which they are merged."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from erase.hf.families._protocol import Statistics
+from erase_kernels import PixelLayout, patch_entropy_from_pixels
+
+MROPE_AXES = 3
+"""Temporal, height and width position of a token."""
+
+
+def patch_layout(vision: Any, statistics: Statistics, *, all_frames: bool = False) -> PixelLayout:
+    """Rows of ``pixel_values`` are patches in merge order: ``merge²`` of them make a cell."""
+    return PixelLayout.qwen(
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        mean=statistics.mean,
+        std=statistics.std,
+        scale=statistics.scale,
+        all_frames=all_frames,
+    )
+
+
+def patch_entropies(pixels: Tensor, vision: Any, statistics: Statistics) -> Tensor:
+    """Entropy of every cell of images; both temporal halves hold the same image."""
+    return patch_entropy_from_pixels(pixels, patch_layout(vision, statistics))
+
+
+def frame_entropies(pixels: Tensor, vision: Any, statistics: Statistics) -> Tensor:
+    """Entropy of every cell of videos: one histogram over the pixels of all frames of its slice."""
+    return patch_entropy_from_pixels(pixels, patch_layout(vision, statistics, all_frames=True))
+
+
+def check_patch_sizes(image_processor: Any, vision: Any) -> None:
+    """ValueError where the processor cuts other patches than the model's."""
+    pairs = {
+        "patch_size": vision.patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+    for name, expected in pairs.items():
+        got = getattr(image_processor, name, expected)
+        if got != expected:
+            raise ValueError(f"processor: {name} is {got}, but the model's is {expected}")
+
+
+def mrope_positions(
+    position_ids: Tensor | None, batch: int, length: int, past: int, device: torch.device
+) -> Tensor:
+    """M-RoPE positions ``[3, B, S]``.
+
+    The text row of a ``[4, B, S]`` tensor is dropped: after pruning it has gaps, which the model
+    would read as packed sequences.
+    """
+    if position_ids is None:
+        steps = torch.arange(past, past + length, device=device)
+        return steps.expand(MROPE_AXES, batch, length)
+    if position_ids.ndim == 2:
+        return position_ids.expand(MROPE_AXES, batch, length)
+    return position_ids[-MROPE_AXES:].expand(MROPE_AXES, batch, length)
+
+
+def function_of_model_file(module: nn.Module, name: str) -> Callable[..., Any] | None:
+    """A function that the file of ``module``'s class defines or imports."""
+    found: Callable[..., Any] | None
+    found = inspect.unwrap(type(module).forward).__globals__.get(name)
+    return found

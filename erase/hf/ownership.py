@@ -1,0 +1,98 @@
+"""Which batch row an encoded image belongs to, and which tiles make up one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from erase.hf.families import Encoded
+
+
+def assign_rows(
+    sizes: Sequence[int], visual: Sequence[int], modality: str = "image"
+) -> list[tuple[int, int]]:
+    """(encoded image, batch row) for every image in the batch, in the order of its tokens.
+
+    Beam search and ``num_return_sequences`` repeat each prompt row, but not its encoded images.
+
+    Args:
+        sizes: placeholder tokens of each encoded image.
+        visual: placeholder tokens of each batch row.
+        modality: for error messages.
+    """
+    repeats = sum(visual) // sum(sizes) if sum(sizes) else 1
+    starts = [0, *accumulate(sizes)]
+    owners: list[tuple[int, int]] = []
+    at = end = 0  # images of the prompt row that ``row`` repeats: at..end
+    for row, tokens in enumerate(visual):
+        if row and row % max(repeats, 1) == 0:
+            at = end
+        end = at
+        while end < len(sizes) and starts[end + 1] - starts[at] <= tokens:
+            end += 1
+        if starts[end] - starts[at] != tokens:
+            raise ValueError(
+                f"input_ids: row {row} has {tokens} {modality} tokens, which is no whole number of "
+                f"{modality}s of {list(sizes[at:])} tokens"
+            )
+        owners.extend((i, row) for i in range(at, end))
+    if end != len(sizes):
+        raise ValueError(
+            f"input_ids: {modality} tokens for {end} {modality}s, but {len(sizes)} were encoded"
+        )
+    return owners
+
+
+def join_tiles(tiles: Sequence[Encoded], placeholders: Tensor) -> tuple[Encoded, ...]:
+    """Tiles whose tokens follow one another in the prompt, joined into images.
+
+    The encoder does not say how many tiles an image has; the prompt does. Reading it costs one
+    more copy to the host than other models need.
+
+    Raises:
+        ValueError: a run of placeholder tokens is no whole number of tiles.
+    """
+    runs = _runs(placeholders)
+    tokens = sum(tile.tokens for tile in tiles)
+    repeats = max(1, sum(length for _, length in runs) // tokens) if tokens else 1
+    joined: list[Encoded] = []
+    at = 0
+    for row, length in runs:
+        if row % repeats:
+            continue
+        held: list[Encoded] = []
+        while at < len(tiles) and sum(tile.tokens for tile in held) < length:
+            held.append(tiles[at])
+            at += 1
+        if sum(tile.tokens for tile in held) != length:
+            raise ValueError(
+                f"input_ids: row {row} has a run of {length} image tokens, which is no whole "
+                f"number of tiles of {tiles[0].tokens} tokens"
+            )
+        joined.append(_join(held))
+    if at != len(tiles):
+        raise ValueError(f"input_ids: image tokens for {at} tiles, but {len(tiles)} were encoded")
+    return tuple(joined)
+
+
+def _join(tiles: Sequence[Encoded]) -> Encoded:
+    entropy = torch.cat([tile.entropy for tile in tiles])
+    if all(tile.candidates is None for tile in tiles):
+        return Encoded(entropy)
+    flags = [
+        torch.ones(tile.tokens, dtype=torch.bool) if tile.candidates is None else tile.candidates
+        for tile in tiles
+    ]
+    return Encoded(entropy, torch.cat(flags))
+
+
+def _runs(mask: Tensor) -> list[tuple[int, int]]:
+    """(row, length) of every run of True entries of a bool [B, S] mask, in order."""
+    padded = torch.nn.functional.pad(mask, (1, 1))
+    first = (padded[:, 1:] & ~padded[:, :-1]).nonzero()
+    last = (padded[:, :-1] & ~padded[:, 1:]).nonzero()
+    starts, ends = torch.stack([first, last]).tolist()
+    return [(row, stop - start) for (row, start), (_, stop) in zip(starts, ends, strict=True)]
