@@ -44,7 +44,11 @@ def special_ids() -> dict[str, int]:
     }
 
 
-def _text_config() -> dict:
+def text_config(mrope: bool = True) -> dict:
+    """Settings of a text tower: six layers, two key-value heads, vocabulary of the tokenizer."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    if mrope:
+        rope["mrope_section"] = [2, 3, 3]
     return {
         "vocab_size": len(load_tokenizer()),
         "hidden_size": _HIDDEN,
@@ -54,11 +58,7 @@ def _text_config() -> dict:
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-6,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [2, 3, 3],
-        },
+        "rope_parameters": rope,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": 0,
@@ -87,7 +87,7 @@ def _vision_config(family: str) -> dict:
     return {**common, **own}
 
 
-def _initialise(model: torch.nn.Module, seed: int) -> None:
+def initialise(model: torch.nn.Module, seed: int) -> None:
     """Seeded weights: unit-gain linear layers, peaked attention, norm gains in [0.5, 1.5]."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
@@ -109,14 +109,14 @@ def build_model(family: str, attention: str = "sdpa", seed: int = 7, **text_over
         "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
     }[family]
     config = config_class(
-        text_config={**_text_config(), **text_overrides},
+        text_config={**text_config(), **text_overrides},
         vision_config=_vision_config(family),
         tie_word_embeddings=False,
         **special_ids(),
     )
     config._attn_implementation = attention
     model = model_class._from_config(config, attn_implementation=attention).float().eval()
-    _initialise(model, seed)
+    initialise(model, seed)
     special_count = max(special_ids().values()) + 1
     with torch.no_grad():
         model.lm_head.weight[:special_count] = 0.0

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.oracle_choices import RowChoice, Turn, choose_image, choose_row, top_indices
+from tests.oracle_choices import RowChoice, Turn, choose_image, choose_row, picture_of, top_indices
 
 RELEASED_SKIP = 15
 """Text tokens the published Qwen2.5-VL code leaves out of the queries."""
@@ -54,7 +54,8 @@ class Oracle:
     Args:
         model: stock model with ``attn_implementation="eager"``.
         config: anything with the fields of the ERASE configuration.
-        images: resized uint8 images [3, H, W], in the order in which the coming prefills use them.
+        images: resized uint8 images [3, H, W] or pictures, in the order in which the coming
+            prefills use them.
         follow: reports whose stage-2 choices replace its own; it still scores for itself.
     """
 
@@ -74,9 +75,10 @@ class Oracle:
         self._now: SimpleNamespace | None = None
 
     def __enter__(self) -> Oracle:
-        base = self.model.model
+        base = self.model.base_model
+        self._stack = getattr(base, "language_model", None) or base.text_model
         self._handles.append(base.register_forward_pre_hook(self._begin, with_kwargs=True))
-        for index, layer in enumerate(base.language_model.layers):
+        for index, layer in enumerate(self._stack.layers):
             before = functools.partial(self._mask_layer, index)
             self._handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
             after = functools.partial(self._after_attention, index)
@@ -134,16 +136,18 @@ class Oracle:
             self._valid = mask.bool().cpu().clone()
 
     def _choose_rows(self, ids: torch.Tensor, image: torch.Tensor, past: int) -> list[RowChoice]:
-        video = ids == self.model.config.video_token_id
+        video = ids == getattr(self.model.config, "video_token_id", -1)
         rows = []
         for b in range(ids.shape[0]):
             visual = (past + image[b].nonzero().flatten()).tolist()
             valid = self._valid[b, past:]
             text = (past + (valid & ~image[b] & ~video[b]).nonzero().flatten()).tolist()
-            images, covered = [], 0
-            while covered < len(visual):
-                images.append(choose_image(self.config, self._images.pop(0)))
-                covered += len(images[-1].entropy)
+            images, flags = [], []
+            while len(flags) < len(visual):
+                picture = picture_of(self._images.pop(0))
+                images.append(choose_image(self.config, picture))
+                flags += picture.candidates
+            visual = [v for v, candidate in zip(visual, flags, strict=True) if candidate]
             rows.append(choose_row(self.config, visual, text, images))
         return rows
 

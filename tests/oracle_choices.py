@@ -22,6 +22,17 @@ _SCALE = 2**40
 
 
 @dataclasses.dataclass
+class Picture:
+    """What is true of one image (or video): f32 entropies of its cells, flags of its placeholders.
+
+    A placeholder that is no candidate (a newline, a class token) has no cell and is always kept.
+    """
+
+    entropy: np.ndarray
+    candidates: list[bool]
+
+
+@dataclasses.dataclass
 class ImageChoice:
     """Stage 1 of one image."""
 
@@ -106,9 +117,17 @@ def top_indices(score: np.ndarray, count: int) -> list[int]:
     return sorted(order[:count])
 
 
-def choose_image(config: Any, image: np.ndarray) -> ImageChoice:
-    """Stage 1 of one image: lower median, first threshold it exceeds, the counted top entropies."""
+def picture_of(image: np.ndarray | Picture) -> Picture:
+    """A resized uint8 image [3, H, W] is all cells, one per token."""
+    if isinstance(image, Picture):
+        return image
     entropy = cell_entropies(image)
+    return Picture(entropy, [True] * len(entropy))
+
+
+def choose_image(config: Any, picture: Picture) -> ImageChoice:
+    """Stage 1 of one image: lower median, first threshold it exceeds, the counted top entropies."""
+    entropy = picture.entropy
     n = len(entropy)
     median = float(np.sort(entropy)[(n - 1) // 2])
     level = len(config.entropy_thresholds)

@@ -1,0 +1,8 @@
+"""Tiny models of every supported family; adding one is adding a file and a line here."""
+
+from __future__ import annotations
+
+from tests.families import qwen2_vl
+from tests.families._base import TinyFamily
+
+ALL: tuple[TinyFamily, ...] = (*qwen2_vl.FAMILIES,)
