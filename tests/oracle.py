@@ -22,7 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.oracle_choices import RowChoice, Turn, choose_image, choose_row, picture_of, top_indices
+from tests.oracle_choices import (
+    RowChoice,
+    Turn,
+    choose_image,
+    choose_row,
+    picture_of,
+    top_indices,
+    visible_part,
+)
 
 RELEASED_SKIP = 15
 """Text tokens the published Qwen2.5-VL code leaves out of the queries."""
@@ -145,9 +153,15 @@ class Oracle:
             images, flags = [], []
             while len(flags) < len(visual):
                 picture = picture_of(self._images.pop(0))
-                images.append(choose_image(self.config, picture))
+                here = visual[len(flags) : len(flags) + len(picture.candidates)]
+                part = visible_part(picture, self._valid[b, here].tolist())
+                images.append(choose_image(self.config, part))
                 flags += picture.candidates
-            visual = [v for v, candidate in zip(visual, flags, strict=True) if candidate]
+            visual = [
+                v
+                for v, candidate in zip(visual, flags, strict=True)
+                if candidate and self._valid[b, v]
+            ]
             rows.append(choose_row(self.config, visual, text, images))
         return rows
 

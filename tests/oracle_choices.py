@@ -125,11 +125,20 @@ def picture_of(image: np.ndarray | Picture) -> Picture:
     return Picture(entropy, [True] * len(entropy))
 
 
+def visible_part(picture: Picture, visible: list[bool]) -> Picture:
+    """The picture without the cells of placeholders that the attention mask hides."""
+    if all(visible):
+        return picture
+    candidates = [a and b for a, b in zip(picture.candidates, visible, strict=True)]
+    cells = [b for a, b in zip(picture.candidates, visible, strict=True) if a]
+    return Picture(picture.entropy[cells], candidates)
+
+
 def choose_image(config: Any, picture: Picture) -> ImageChoice:
     """Stage 1 of one image: lower median, first threshold it exceeds, the counted top entropies."""
     entropy = picture.entropy
     n = len(entropy)
-    median = float(np.sort(entropy)[(n - 1) // 2])
+    median = float(np.sort(entropy)[(n - 1) // 2]) if n else 0.0
     level = len(config.entropy_thresholds)
     for i, threshold in enumerate(config.entropy_thresholds):
         if median > float(np.float32(threshold)):

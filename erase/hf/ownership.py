@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from erase.hf.families import Encoded
+from erase.hf.signals import Modality
+from erase.transfer import download, upload
+
+Owners = list[tuple[int, int]]
+"""(number of the encoded image, batch row), in the order of their tokens in the batch."""
 
 
-def assign_rows(
-    sizes: Sequence[int], visual: Sequence[int], modality: str = "image"
-) -> list[tuple[int, int]]:
+@dataclass(frozen=True)
+class Stream:
+    """One modality of a prefill: what was encoded, and where its tokens stand in the prompt."""
+
+    modality: Modality
+    encoded: tuple[Encoded, ...]
+    placeholders: Tensor  # bool [B, S]
+
+
+def assign_rows(sizes: Sequence[int], visual: Sequence[int], modality: str = "image") -> Owners:
     """(encoded image, batch row) for every image in the batch, in the order of its tokens.
 
     Beam search and ``num_return_sequences`` repeat each prompt row, but not its encoded images.
@@ -25,7 +38,7 @@ def assign_rows(
     """
     repeats = sum(visual) // sum(sizes) if sum(sizes) else 1
     starts = [0, *accumulate(sizes)]
-    owners: list[tuple[int, int]] = []
+    owners: Owners = []
     at = end = 0  # images of the prompt row that ``row`` repeats: at..end
     for row, tokens in enumerate(visual):
         if row and row % max(repeats, 1) == 0:
@@ -44,6 +57,21 @@ def assign_rows(
             f"input_ids: {modality} tokens for {end} {modality}s, but {len(sizes)} were encoded"
         )
     return owners
+
+
+def without_masked(stream: Stream, owners: Owners, valid: Tensor) -> Stream:
+    """One ``Encoded`` per image of each row, whose candidates are its ``valid`` [B, S] tokens."""
+    seen: list[int] = download(valid[stream.placeholders].to(torch.int32))
+    encoded, at = [], 0
+    for number, _ in owners:
+        whole = stream.encoded[number]
+        visible = torch.tensor(seen[at : at + whole.tokens], dtype=torch.bool)
+        at += whole.tokens
+        cells = visible if whole.candidates is None else visible[whole.candidates]
+        index = upload(cells.nonzero()[:, 0].tolist(), torch.int64, whole.entropy.device)
+        flags = visible if whole.candidates is None else visible & whole.candidates
+        encoded.append(Encoded(whole.entropy[index], flags))
+    return Stream(stream.modality, tuple(encoded), stream.placeholders)
 
 
 def join_tiles(tiles: Sequence[Encoded], placeholders: Tensor) -> tuple[Encoded, ...]:

@@ -11,20 +11,11 @@ from torch import Tensor
 
 from erase.hf.families import Encoded
 from erase.hf.gather import chosen_flags, offsets_of
-from erase.hf.ownership import assign_rows
+from erase.hf.ownership import Owners, Stream, assign_rows, without_masked
 from erase.hf.signals import Modality
 from erase.methods import ImagePlan, ImageSignals, Method, RowPlan
 from erase.transfer import download, moved, upload
 from erase_kernels import SegmentedTopK, raise_for_status, status_word
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One modality of a prefill: what was encoded, and where its tokens stand in the prompt."""
-
-    modality: Modality
-    encoded: tuple[Encoded, ...]
-    placeholders: Tensor  # bool [B, S]
 
 
 @dataclass(frozen=True)
@@ -36,6 +27,7 @@ class RowCounts:
     visual: tuple[int, ...]  # candidates
     text: tuple[int, ...]  # valid tokens that are neither image nor video nor drafted
     past: tuple[int, ...]  # valid cache slots before this prefill
+    masked: tuple[int, ...]  # placeholders that are padding
 
 
 @dataclass(frozen=True)
@@ -118,9 +110,26 @@ class Surroundings:
 def plan_images(method: Method, streams: Sequence[Stream], around: Surroundings) -> PlannedImages:
     """Everything the host must know about a prefill, at the price of one small copy.
 
+    Image tokens that the attention mask hides are padding: they stand for no cell. They are rare,
+    so only a prompt that has some pays for finding them, with another copy.
+
     Raises:
         ValueError: the prompt's image tokens are not those of the images; a device found bad data.
     """
+    plan, owners = _plan(method, streams, around)
+    if around.valid is not None and any(plan.counts.masked):
+        streams = [
+            without_masked(stream, own, around.valid)
+            for stream, own in zip(streams, owners, strict=True)
+        ]
+        plan, _ = _plan(method, streams, around)
+    _check_lengths(plan)
+    return plan
+
+
+def _plan(
+    method: Method, streams: Sequence[Stream], around: Surroundings
+) -> tuple[PlannedImages, list[Owners]]:
     encoded = [one for stream in streams for one in stream.encoded]
     entropies = [one.entropy for one in encoded]
     device = streams[0].placeholders.device
@@ -138,18 +147,21 @@ def plan_images(method: Method, streams: Sequence[Stream], around: Surroundings)
         tuple(values[3 * total + i * batch : 3 * total + (i + 1) * batch])
         for i in range(len(counted))
     ]
-    _check_rows(per_row.pop())
     held = per_row[: len(streams)]
-    owners = _owners(streams, held)
+    owners = [
+        assign_rows([one.tokens for one in stream.encoded], tokens, stream.modality)
+        for stream, tokens in zip(streams, held, strict=True)
+    ]
+    everyone = _numbered(streams, owners)
     images = tuple(
         ImagePlan(medians[i], levels[i], counts[i], everything.sizes[i], row, modality)
-        for i, row, modality in owners
+        for i, row, modality in everyone
     )
-    order = [i for i, _, _ in owners]
+    order = [i for i, _, _ in everyone]
     signals = everything
     if order != list(range(total)):
         signals = _signals(entropies, order, device)
-    text, unpruned, valid, past = per_row[len(streams) :]
+    text, unpruned, valid, past, masked = per_row[len(streams) :]
     plan = PlannedImages(
         images=images,
         signals=signals,
@@ -160,15 +172,15 @@ def plan_images(method: Method, streams: Sequence[Stream], around: Surroundings)
             visual=tuple(sum(i.size for i in images if i.row == b) for b in range(batch)),
             text=text,
             past=past,
+            masked=masked,
         ),
         candidates=tuple(
-            _candidates(s.placeholders, [encoded[i] for i, _, m in owners if m == s.modality])
-            for s in streams
+            _candidates(stream.placeholders, [stream.encoded[i] for i, _ in own])
+            for stream, own in zip(streams, owners, strict=True)
         ),
         selected=method.select(signals, [image.count for image in images]),
     )
-    _check_lengths(plan)
-    return plan
+    return plan, owners
 
 
 def _counted(streams: Sequence[Stream], around: Surroundings) -> list[Tensor]:
@@ -190,18 +202,16 @@ def _counted(streams: Sequence[Stream], around: Surroundings) -> list[Tensor]:
     ]
 
 
-def _owners(
-    streams: Sequence[Stream], held: Sequence[tuple[int, ...]]
+def _numbered(
+    streams: Sequence[Stream], owners: Sequence[Owners]
 ) -> list[tuple[int, int, Modality]]:
     """(number among all encoded, batch row, modality), stream by stream in order of tokens."""
-    owners: list[tuple[int, int, Modality]] = []
+    numbered: list[tuple[int, int, Modality]] = []
     first = 0
-    for stream, tokens in zip(streams, held, strict=True):
-        sizes = [one.tokens for one in stream.encoded]
-        assigned = assign_rows(sizes, tokens, stream.modality)
-        owners.extend((first + i, row, stream.modality) for i, row in assigned)
-        first += len(sizes)
-    return owners
+    for stream, own in zip(streams, owners, strict=True):
+        numbered.extend((first + i, row, stream.modality) for i, row in own)
+        first += len(stream.encoded)
+    return numbered
 
 
 def _candidates(placeholders: Tensor, encoded: Sequence[Encoded]) -> Tensor:
@@ -240,15 +250,6 @@ def _row_counts(mask: Tensor | None, batch: int, length: int, device: torch.devi
     if mask is None:
         return torch.full((batch,), length, dtype=torch.int32, device=device)
     return mask.sum(1)
-
-
-def _check_rows(masked_counts: Sequence[int]) -> None:
-    for row, count in enumerate(masked_counts):
-        if count:
-            raise ValueError(
-                f"attention_mask: row {row} masks {count} image tokens; mask padding only, and "
-                "leave an image out of the prompt instead"
-            )
 
 
 def _check_lengths(plan: PlannedImages) -> None:

@@ -45,6 +45,7 @@ class Prefill:
     changed: bool = False
     deepstack: Deepstack | None = None
     _planes_added: int = 0
+    _masked: int = 0  # image tokens of the deepstack planes that are padding
     _scoring: nn.Module | None = None
     _pending: Observed | None = None
     _scored: Scored | None = None
@@ -116,7 +117,7 @@ class Prefill:
         kwargs = dict(kwargs)
         planes = kwargs.get(PLANES_ARGUMENT)
         if planes is not None:
-            total = sum(plan.counts.placeholders)
+            total, self._masked = sum(plan.counts.placeholders), sum(plan.counts.masked)
             self.deepstack = Deepstack(kwargs[MASK_ARGUMENT], planes, total)
         if plan.drops or self.method.force_gathers:
             keep = self.slots.keep_all()
@@ -125,7 +126,7 @@ class Prefill:
             move = self.slots.compact(keep, plan.entering_counts(), identity=not plan.drops)
             self._adopt(move, plan.drops)
             if self.deepstack is not None:
-                self.deepstack.follow(move, sum(plan.counts.visual) - sum(plan.entered))
+                self._follow(self.deepstack, move, sum(plan.counts.visual) - sum(plan.entered))
                 kwargs |= self.deepstack.arguments()
             positions = self.session.architecture.family.full_positions(
                 kwargs.get("position_ids"), self.batch, self.length, self.logical_past, self.device
@@ -149,6 +150,12 @@ class Prefill:
     def _mask_arguments(self) -> tuple[Any, ...]:
         valid = join_valid(self.past_valid, self.past, self.slots, self.device)
         return valid, self.batch, self.slots.width, self.past, self.dtype, self.device
+
+    def _follow(self, deepstack: Deepstack, move: Move, dropped: int) -> None:
+        if dropped:  # masked image tokens go with the rest of the padding
+            dropped += self._masked
+            self._masked = 0
+        deepstack.follow(move, dropped)
 
     def _adopt(self, move: Move, drops: bool) -> None:
         self.slots = move.slots
@@ -240,7 +247,7 @@ class Prefill:
         hidden, *embeddings = compact_rows([hidden, *embeddings], move.index, move.counts)
         self._adopt(move, scored.dropped > 0)
         if self.deepstack is not None and self._planes_added < len(self.deepstack.planes):
-            self.deepstack.follow(move, scored.dropped)
+            self._follow(self.deepstack, move, scored.dropped)
         config = self.session.architecture.text_config
         self._overrides = {
             "attention_mask": slot_mask(config, *self._mask_arguments()),

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from erase.hf.architecture import Architecture
 from erase.hf.families import Encoded
-from erase.hf.ownership import join_tiles
-from erase.hf.planning import Stream
+from erase.hf.ownership import Stream, join_tiles
 from erase.hf.signals import Modality
 from erase.transfer import moved
 

@@ -15,6 +15,7 @@ from tests.hf.calls import (
     direct_labels,
     direct_loop,
     direct_loop_without_mask,
+    forced_loop,
     greedy,
     keep_chosen_logits,
     keep_last_logits,
@@ -139,6 +140,14 @@ def _turn_after_text() -> list[Prompt]:
     return [encode([["Hello there."]]), _turn(photo(5, 6), DESCRIBE)]
 
 
+def _masked_image() -> list[Prompt]:
+    """The last image is hidden by the mask, as if it were padding."""
+    prompt = encode([[photo(5, 6), DESCRIBE], [page(6, 7), " and ", photo(3, 4), DESCRIBE]])
+    image = (prompt.inputs["mm_token_type_ids"][1] == 1).nonzero()[:, 0]
+    prompt.inputs["attention_mask"][1, image[6 * 7 :]] = 0
+    return [prompt]
+
+
 def _half(dtype: torch.dtype) -> Callable[[], list[Prompt]]:
     def build() -> list[Prompt]:
         prompt = encode([[photo(5, 6), DESCRIBE]])
@@ -171,6 +180,7 @@ CASES: tuple[Case, ...] = (
     Case("padded_row", _padded_row, greedy, ((L,),)),
     Case("direct_right_padded", _right_padded, direct, ((L, E, None, L),)),
     Case("labels_right_padded", _right_padded, direct_labels, ((L, E, None, L),)),
+    Case("masked_image", _masked_image, forced_loop, ((L, E),)),
     Case("turn_after_text", _turn_after_text, turns_whole_ids, ((L,),)),
     Case(
         "videos_and_image",

@@ -21,6 +21,7 @@ from tests.hf.cases import BASE_CONFIG, by_name
 from tests.hf.common import limits
 from tests.hf.place import DEVICE
 from tests.models import build_model, shared_model
+from tests.oracle import Oracle
 from tests.prompts import Prompt, chat_processor, encode, photo
 
 FAMILY = "qwen2_5_vl"
@@ -233,15 +234,26 @@ def test_continuous_batching_is_refused() -> None:
         model.generate_batch([prompt().inputs["input_ids"][0].tolist()])
 
 
-def test_masked_image_tokens() -> None:
-    inputs = dict(prompt().inputs)
-    where = int((inputs["mm_token_type_ids"][0] == 1).nonzero()[3])
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_masked_image_tokens(use_cache: bool) -> None:
+    """Some tokens of an image are hidden by the mask: they are padding, not candidates."""
+    pictured = prompt()
+    inputs = dict(pictured.inputs)
+    image = (inputs["mm_token_type_ids"][0] == 1).nonzero()[:, 0]
     inputs["attention_mask"] = inputs["attention_mask"].clone()
-    inputs["attention_mask"][0, where] = 0
+    inputs["attention_mask"][0, image[[0, 3, 4, 17]]] = 0
     inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1], device=DEVICE)[None]
-    model = shared_model(FAMILY)
-    with erase.prune(model, config()), pytest.raises(ValueError, match="attention_mask: row 0"):
-        model(**inputs)
+    with Oracle(shared_model(FAMILY, "eager"), config(), pictured.images) as oracle:
+        want = shared_model(FAMILY, "eager")(**inputs, use_cache=use_cache)
+    with erase.prune(shared_model(FAMILY), config()) as session:
+        got = shared_model(FAMILY)(**inputs, use_cache=use_cache)
+    row, chosen = session.report.rows[0], oracle.turns[0].rows[0]
+    assert row.visual_tokens == len(image) - 4
+    assert row.images[0].kept.tolist() == chosen.images[0].kept
+    assert row.kept.tolist() == chosen.kept
+    kept = oracle.kept_columns[0]
+    difference = (got.logits - want.logits).abs().amax(-1)[0].cpu()
+    assert float(difference[kept].max()) <= limits(by_name("greedy_photo"), FAMILY).logits
 
 
 def test_images_merged_into_embeddings() -> None:
