@@ -1,6 +1,6 @@
 """Prune redundant visual tokens in stock vision-language models, without training."""
 
-from erase.hf import Session, prune, supported_model_types
+from erase.hf import ResolutionWarning, Session, prune, supported_model_types
 from erase.methods import PRESETS, EraseConfig
 from erase.report import PrefillReport
 
@@ -8,6 +8,7 @@ __all__ = [
     "PRESETS",
     "EraseConfig",
     "PrefillReport",
+    "ResolutionWarning",
     "Session",
     "prune",
     "supported_model_types",

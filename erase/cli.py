@@ -22,6 +22,7 @@ from erase.extras import DISTRIBUTION, MissingExtraError, require
 from erase.hf import supported_model_types
 from erase.inspection import OPERATORS, ImageShapeError, inspect_image, load_image, resize
 from erase.methods import PRESETS, EraseConfig, find_preset
+from erase.methods.presets import PixelBounds
 from erase.panels import demo_figure, inspection_panels
 
 app = typer.Typer(
@@ -87,6 +88,9 @@ def inspect(
     if preset is None:
         known = ", ".join(PRESETS)
         raise typer.BadParameter(f"no preset for {model!r}; known: {known}", param_hint="--model")
+    if not isinstance(preset.resolution, PixelBounds):
+        reason = f"{model!r} cuts images into tiles; only whole images are shown"
+        raise typer.BadParameter(reason, param_hint="--model")
     method = _method(preset.model, keep)
     opened = _open(image, "IMAGE")
     _require("plots", "erase inspect")

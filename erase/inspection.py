@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from erase.methods import EraseConfig, ImagePlan, ImageSignals
-from erase.methods.presets import Preset
+from erase.methods.presets import PixelBounds, Preset, preset_name
 from erase_kernels import choose_backend, patch_entropy
 
 OPERATORS = ("patch_entropy", "complexity_plan", "segmented_topk")
@@ -91,15 +91,19 @@ def _from_levels(levels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(levels).astype(np.uint8)).convert("RGB")
 
 
-def image_processor(min_pixels: int, max_pixels: int) -> Any:
-    """The stock Qwen2-VL image processor with these bounds of the resized area, in pixels."""
+def image_processor(min_pixels: int, max_pixels: int, cell: int = 28) -> Any:
+    """The stock Qwen2-VL image processor with these bounds of the resized area, in pixels.
+
+    ``cell``: side of a visual token, which is 2 x 2 patches.
+    """
     from transformers.utils import is_torchvision_available
 
     if is_torchvision_available():
         from transformers import Qwen2VLImageProcessor as Processor
     else:
         from transformers import Qwen2VLImageProcessorPil as Processor
-    return Processor(size={"shortest_edge": min_pixels, "longest_edge": max_pixels})
+    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    return Processor(size=size, patch_size=cell // Processor.merge_size)
 
 
 def cell_side(processor: Any) -> int:
@@ -140,8 +144,13 @@ def inspect_image(image: Image.Image, preset: Preset, method: EraseConfig) -> In
 
     Raises:
         ImageShapeError: the processor refuses the image's shape.
+        ValueError: ``preset`` cuts images into tiles, which have no single picture.
     """
-    processor = image_processor(preset.min_pixels, preset.max_pixels)
+    bounds = preset.resolution
+    if not isinstance(bounds, PixelBounds):
+        name = preset_name(preset)
+        raise ValueError(f"preset: {name} cuts images into tiles; only whole images are shown")
+    processor = image_processor(bounds.min_pixels, bounds.max_pixels, preset.cell)
     resized, cell = resize(image, processor), cell_side(processor)
     entropy = patch_entropy(resized, cell)
     size = len(entropy)

@@ -89,7 +89,7 @@ def info_table(info: BackendInfo, models: Sequence[str]) -> RenderableType:
 def models_table() -> Table:
     """The published settings that can be named."""
     table = Table(title="Presets", title_justify="left")
-    for heading in ("preset", "thresholds (nats)", "stage-1 ratios", "layers", "pixels", "source"):
+    for heading in ("preset", "thresholds (nats)", "stage-1 ratios", "layers", "images", "source"):
         table.add_column(heading, overflow="fold")
     for name, preset in PRESETS.items():
         method = EraseConfig.for_model(preset.model)
@@ -98,7 +98,7 @@ def models_table() -> Table:
             " ".join(f"{value:.3f}" for value in preset.entropy_thresholds),
             " ".join(f"{value:.3f}" for value in preset.stage1_keep_ratios),
             f"{method.early_layer} or {method.late_layer}",
-            f"{preset.min_pixels} to {preset.max_pixels}",
+            str(preset.resolution),
             preset.source,
         )
     return table

@@ -117,11 +117,11 @@ def top_indices(score: np.ndarray, count: int) -> list[int]:
     return sorted(order[:count])
 
 
-def picture_of(image: np.ndarray | Picture) -> Picture:
+def picture_of(image: np.ndarray | Picture, cell: int = CELL) -> Picture:
     """A resized uint8 image [3, H, W] is all cells, one per token."""
     if isinstance(image, Picture):
         return image
-    entropy = cell_entropies(image)
+    entropy = cell_entropies(image, cell)
     return Picture(entropy, [True] * len(entropy))
 
 
@@ -134,9 +134,9 @@ def visible_part(picture: Picture, visible: list[bool]) -> Picture:
     return Picture(picture.entropy[cells], candidates)
 
 
-def choose_image(config: Any, picture: Picture) -> ImageChoice:
+def choose_image(config: Any, image: np.ndarray | Picture, cell: int = CELL) -> ImageChoice:
     """Stage 1 of one image: lower median, first threshold it exceeds, the counted top entropies."""
-    entropy = picture.entropy
+    entropy = picture_of(image, cell).entropy
     n = len(entropy)
     median = float(np.sort(entropy)[(n - 1) // 2]) if n else 0.0
     level = len(config.entropy_thresholds)

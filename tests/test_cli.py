@@ -126,6 +126,7 @@ def test_models_lists_every_preset() -> None:
         assert name in result.output
     assert "1 or 16" in result.output
     assert "1 or 21" in result.output
+    assert "3 or 21" in result.output
 
 
 # -- inspect ------------------------------------------------------------------------------------
@@ -209,6 +210,12 @@ def test_keep_outside_its_range(command: str, keep: str, photograph: Path) -> No
 def test_unknown_preset_lists_the_known(photograph: Path, here: Path) -> None:
     result = run("inspect", photograph, "--model", "LLaVA-1.5-7B")
     refused(result, "--model", "'LLaVA-1.5-7B'", "Qwen2.5-VL-7B, Qwen2.5-VL-3B")
+    assert list(here.iterdir()) == [photograph]
+
+
+def test_models_that_see_tiles_are_not_inspected(photograph: Path, here: Path) -> None:
+    result = run("inspect", photograph, "--model", "OpenGVLab/InternVL3-8B-hf")
+    refused(result, "--model", "cuts images into tiles")
     assert list(here.iterdir()) == [photograph]
 
 

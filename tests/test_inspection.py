@@ -18,21 +18,27 @@ from erase.inspection import (
     resize,
 )
 from erase.methods import PRESETS, EraseConfig
+from erase.methods.presets import PixelBounds
 from erase_kernels import PixelLayout, patch_entropy, patch_entropy_from_pixels
 from tests.oracle_choices import choose_image
 from tests.prompts import page, photo
 
+WHOLE = [name for name, preset in PRESETS.items() if isinstance(preset.resolution, PixelBounds)]
+"""Presets of models that see an image in one piece."""
+
 
 @pytest.mark.parametrize("keep", [0.15, 0.6, 1.0])
-@pytest.mark.parametrize("preset", list(PRESETS))
+@pytest.mark.parametrize("preset", WHOLE)
 @pytest.mark.parametrize("make", [photo, page])
 def test_inspection_equals_the_oracle(make: object, preset: str, keep: float) -> None:
-    small = dataclasses.replace(PRESETS[preset], min_pixels=90 * 28**2, max_pixels=120 * 28**2)
+    cell = PRESETS[preset].cell
+    bounds = PixelBounds(90 * cell**2, 120 * cell**2)
+    small = dataclasses.replace(PRESETS[preset], resolution=bounds)
     method = EraseConfig.for_model(preset, keep_ratio=keep)
     seen = inspect_image(Image.fromarray(make(7, 9)), small, method)
     assert 90 <= len(seen.entropy) <= 120
-    assert seen.grid == (seen.image.shape[1] // 28, seen.image.shape[2] // 28)
-    expected = choose_image(method, seen.image.numpy())
+    assert seen.grid == (seen.image.shape[1] // cell, seen.image.shape[2] // cell)
+    expected = choose_image(method, seen.image.numpy(), cell)
     assert np.abs(seen.entropy.numpy() - expected.entropy).max() <= 1e-6
     assert seen.median == pytest.approx(expected.median, abs=1e-6)
     assert seen.level == expected.level
@@ -65,6 +71,12 @@ def test_inspection_sees_both_kinds_of_images() -> None:
     method = EraseConfig.for_model(preset.model, keep_ratio=0.15)
     assert inspect_image(Image.fromarray(photo(7, 9)), preset, method).level == 0
     assert inspect_image(Image.fromarray(page(36, 36)), preset, method).level == 3
+
+
+def test_tiles_are_not_shown() -> None:
+    method = EraseConfig.for_model("InternVL3-8B")
+    with pytest.raises(ValueError, match="preset: InternVL3-8B cuts images into tiles"):
+        inspect_image(Image.fromarray(photo(7, 9)), PRESETS["InternVL3-8B"], method)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from erase.demo_assets import load_processor, load_tokenizer
 from erase.hf.architecture import inspect_model
 from erase.hf.families._patches import patch_layout
 from erase.hf.pixels import statistics_for
+from erase.hf.resolution import ResolutionWarning
 from erase.inspection import cell_side, image_processor, resize
 from erase.report import PrefillReport
 
@@ -125,7 +127,10 @@ def run_picture(
     method = erase.EraseConfig.for_model(model, transfer_from=PRESET, keep_ratio=settings.keep)
 
     def session() -> erase.Session:
-        return erase.prune(model, method, processor=processor)
+        with warnings.catch_warnings():
+            # The pictures are as large as they are; the report shows what that makes of them.
+            warnings.simplefilter("ignore", ResolutionWarning)
+            return erase.prune(model, method, processor=processor)
 
     progress("unpruned: prompt in, tokens out")
     unpruned = _generate(model, inputs, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from erase.hf.families import Encoded
 from erase.hf.gather import chosen_flags, offsets_of
 from erase.hf.ownership import Owners, Stream, assign_rows, without_masked
 from erase.hf.signals import Modality
-from erase.methods import ImagePlan, ImageSignals, Method, RowPlan
+from erase.methods import Draft, ImagePlan, ImageSignals, Method, RowPlan
 from erase.transfer import download, moved, upload
 from erase_kernels import SegmentedTopK, raise_for_status, status_word
 
@@ -135,18 +136,8 @@ def _plan(
     device = streams[0].placeholders.device
     everything = _signals(entropies, range(len(entropies)), device)
     draft = method.draft(everything)
-    counted = _counted(streams, around)
-    drafted = [draft.median.view(torch.int32), draft.level, draft.count]
-    devices = list(dict.fromkeys([device, entropies[0].device]))
-    values = _read([*drafted, *(c.to(torch.int32) for c in counted)], devices)
-
     total, batch = len(encoded), len(around.text)
-    medians = struct.unpack(f"{total}f", struct.pack(f"{total}i", *values[:total]))
-    levels, counts = values[total : 2 * total], values[2 * total : 3 * total]
-    per_row = [
-        tuple(values[3 * total + i * batch : 3 * total + (i + 1) * batch])
-        for i in range(len(counted))
-    ]
+    drafts, per_row = _numbers(draft, _counted(streams, around), [device, entropies[0].device])
     held = per_row[: len(streams)]
     owners = [
         assign_rows([one.tokens for one in stream.encoded], tokens, stream.modality)
@@ -154,8 +145,7 @@ def _plan(
     ]
     everyone = _numbered(streams, owners)
     images = tuple(
-        ImagePlan(medians[i], levels[i], counts[i], everything.sizes[i], row, modality)
-        for i, row, modality in everyone
+        ImagePlan(*drafts[i], everything.sizes[i], row, modality) for i, row, modality in everyone
     )
     order = [i for i, _, _ in everyone]
     signals = everything
@@ -181,6 +171,19 @@ def _plan(
         selected=method.select(signals, [image.count for image in images]),
     )
     return plan, owners
+
+
+def _numbers(
+    draft: Draft, counted: Sequence[Tensor], devices: Sequence[torch.device]
+) -> tuple[list[tuple[float, int, int]], list[tuple[int, ...]]]:
+    """On the host: (median, level, count) of each image, and the per-row counts."""
+    images, batch = len(draft.level), len(counted[0])
+    parts = [draft.median.view(torch.int32), draft.level, draft.count, *counted]
+    values = iter(_read([part.to(torch.int32) for part in parts], list(dict.fromkeys(devices))))
+    medians = struct.unpack(f"{images}f", struct.pack(f"{images}i", *islice(values, images)))
+    levels, counts = list(islice(values, images)), list(islice(values, images))
+    per_row = [tuple(islice(values, batch)) for _ in counted]
+    return list(zip(medians, levels, counts, strict=True)), per_row
 
 
 def _counted(streams: Sequence[Stream], around: Surroundings) -> list[Tensor]:

@@ -32,6 +32,7 @@ from erase.hf.refusals import (
     refuse_continuous_batching,
 )
 from erase.hf.reporting import note_first_decode
+from erase.hf.resolution import check_resolution
 from erase.hf.signals import with_image_entropies, with_video_entropies
 from erase.methods import Method
 from erase.report import PrefillReport
@@ -67,6 +68,9 @@ def prune(
     Raises:
         TypeError, ValueError: unsupported model, method or processor, a layer the model does not
             have, a model that already has an open session. Nothing has been changed then.
+
+    Warns:
+        ResolutionWarning: the processor resizes images unlike what the method's preset assumes.
     """
     if not isinstance(method, Method):
         raise TypeError(
@@ -74,6 +78,7 @@ def prune(
         )
     if isinstance(keep_reports, bool) or not isinstance(keep_reports, int) or keep_reports < 1:
         raise ValueError(f"keep_reports: expected a positive int, got {keep_reports!r}")
+    check_resolution(method, processor)
     return Session(model, method, processor, videos, keep_reports)
 
 
