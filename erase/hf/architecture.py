@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from erase.hf.families import Family, find_family
+from erase.hf.hook_points import missing
+from erase.hf.wrappers import uncompiled, unwrap
 from erase.methods import ModelFacts
 
 
@@ -15,7 +17,7 @@ from erase.methods import ModelFacts
 class Architecture:
     """The parts of one model."""
 
-    model: Any  # what the user holds; has generate() unless it is the base model itself
+    model: Any  # unwrapped; has generate() unless it is the base model itself
     base: Any  # the vision-language model: get_image_features and forward
     language_model: Any  # the decoder stack
     layers: nn.ModuleList
@@ -31,7 +33,7 @@ class Architecture:
 
     def attention(self, layer: int) -> nn.Module:
         """Self-attention module of a decoder layer."""
-        decoder_layer: Any = self.layers[layer]
+        decoder_layer: Any = uncompiled(self.layers[layer])
         attention: nn.Module = decoder_layer.self_attn
         return attention
 
@@ -45,36 +47,45 @@ class Architecture:
 
 
 def inspect_model(model: Any) -> Architecture:
-    """The parts of ``model``.
+    """The parts of ``model``, which may be wrapped (see ``unwrap``).
 
     Raises:
         TypeError: not a torch module with a Hugging Face config.
         ValueError: unsupported model type, or an architecture whose attention cannot be pruned.
+        RuntimeError: the decoder stack is not built as the integration knows it.
     """
+    model = unwrap(model)
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise TypeError(
             f"model: expected a transformers vision-language model, got {type(model).__name__}"
         )
     config: Any = model.config
     family = find_family(config.model_type)
-    base: Any = getattr(model, "base_model", model)
-    stack: Any = getattr(base, "language_model", None)
+    base: Any = unwrap(getattr(model, "base_model", model))
+    stack: Any = unwrap(getattr(base, "language_model", None))
     if stack is None or not hasattr(base, "get_image_features"):
         raise TypeError(
             f"model: {type(model).__name__} has no language_model and get_image_features; "
             "pass the vision-language model itself"
         )
     _refuse_attention(stack.config)
+    if not hasattr(stack, "layers"):
+        raise missing(f"{type(stack).__name__} has no layers")
     return Architecture(
         model=model,
         base=base,
         language_model=stack,
         layers=stack.layers,
         family=family,
-        facts=ModelFacts(config.model_type, len(stack.layers)),
+        facts=ModelFacts(config.model_type, len(stack.layers), _attention_layers(stack.layers)),
         image_token_id=config.image_token_id,
         video_token_id=getattr(config, "video_token_id", None),
     )
+
+
+def _attention_layers(layers: nn.ModuleList) -> tuple[int, ...]:
+    """Layers that have a self-attention; linear ones of a hybrid have none."""
+    return tuple(i for i, layer in enumerate(layers) if hasattr(uncompiled(layer), "self_attn"))
 
 
 def _refuse_attention(config: Any) -> None:

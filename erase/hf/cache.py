@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from erase.hf.gather import gather_rows, gather_slots_
 from erase.report import PrefillReport
 from erase.transfer import moved
-from erase_kernels import compact_kv_, compact_rows
 
 CACHE_REFUSALS = {
     "quantized": "a quantized cache keeps its keys in another form than the one eviction moves",
@@ -108,13 +108,13 @@ def evict(
     planes = [t for layer in layers for t in (layer.keys, layer.values)]
     fresh = [t.narrow(-2, past, t.shape[-2] - past) for t in planes]
     if in_place:
-        compact_kv_(fresh, keep, counts)
+        gather_slots_(fresh, keep, counts)
         shorter = [t.narrow(-2, 0, past + width) for t in planes]
     else:
-        moved = compact_rows([t.transpose(0, 1) for t in fresh], keep, counts)
+        kept = gather_rows([t.transpose(0, 1) for t in fresh], keep, counts)
         shorter = [
             torch.cat([t.narrow(-2, 0, past), m.transpose(0, 1)], dim=-2)
-            for t, m in zip(planes, moved, strict=True)
+            for t, m in zip(planes, kept, strict=True)
         ]
     for i, layer in enumerate(layers):
         layer.keys, layer.values = shorter[2 * i], shorter[2 * i + 1]

@@ -6,14 +6,14 @@ and slots from ``counts[b]`` on are empty.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from erase.transfer import upload
-from erase_kernels import compact_rows
+from erase.transfer import moved, upload
+from erase_kernels import compact_kv_, compact_rows
 
 
 def offsets_of(counts: Sequence[int], device: torch.device) -> Tensor:
@@ -49,7 +49,37 @@ def flat_index(mask: Tensor, total: int) -> Tensor:
 
 def take(plane: Tensor, index: Tensor, counts: Tensor) -> Tensor:
     """Rows ``index`` [B, K] of a ``[..., B, S]`` tensor: ``[..., B, K]``, zero after ``counts``."""
-    return compact_rows([plane.unsqueeze(-1)], index, counts)[0].squeeze(-1)
+    return gather_rows([plane.unsqueeze(-1)], index, counts)[0].squeeze(-1)
+
+
+def gather_rows(tensors: Sequence[Tensor], index: Tensor, counts: Tensor) -> list[Tensor]:
+    """``compact_rows`` of tensors on any devices; each result stays on its tensor's device.
+
+    The layers of a model may be spread over devices, and torch's hooks run before a layer's inputs
+    are brought to it.
+    """
+    out = list(tensors)
+    for places, group, here in by_device(tensors, index, counts):
+        for place, gathered in zip(places, compact_rows(group, *here), strict=True):
+            out[place] = gathered
+    return out
+
+
+def gather_slots_(planes: Sequence[Tensor], index: Tensor, counts: Tensor) -> None:
+    """``compact_kv_`` of planes on any devices."""
+    for _, group, here in by_device(planes, index, counts):
+        compact_kv_(group, *here)
+
+
+def by_device(
+    tensors: Sequence[Tensor], *vectors: Tensor
+) -> Iterator[tuple[list[int], list[Tensor], list[Tensor]]]:
+    """For each device: the places of its tensors, these tensors, and ``vectors`` brought there."""
+    places: dict[torch.device, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        places.setdefault(tensor.device, []).append(place)
+    for device, group in places.items():
+        yield group, [tensors[i] for i in group], [moved(v, device) for v in vectors]
 
 
 def owners_of(counts: Sequence[int], device: torch.device) -> Tensor:

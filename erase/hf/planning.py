@@ -106,6 +106,7 @@ class Surroundings:
     valid: Tensor | None  # bool [B, S]
     past_valid: Tensor | None  # bool [B, past]
     past: int
+    devices: tuple[torch.device, ...] = ()  # more whose kernels may have found something wrong
 
 
 def plan_images(method: Method, streams: Sequence[Stream], around: Surroundings) -> PlannedImages:
@@ -137,7 +138,8 @@ def _plan(
     everything = _signals(entropies, range(len(entropies)), device)
     draft = method.draft(everything)
     total, batch = len(encoded), len(around.text)
-    drafts, per_row = _numbers(draft, _counted(streams, around), [device, entropies[0].device])
+    devices = [device, entropies[0].device, *around.devices]
+    drafts, per_row = _numbers(draft, _counted(streams, around), devices)
     held = per_row[: len(streams)]
     owners = [
         assign_rows([one.tokens for one in stream.encoded], tokens, stream.modality)

@@ -14,7 +14,7 @@ from erase.hf import cache as kv
 from erase.hf.current import drafted_tokens
 from erase.hf.deepstack import MASK_ARGUMENT, PLANES_ARGUMENT, Deepstack
 from erase.hf.families import Encoded
-from erase.hf.gather import take
+from erase.hf.gather import gather_rows, take
 from erase.hf.masks import past_validity, slot_mask
 from erase.hf.planning import Surroundings, plan_images
 from erase.hf.prompt import Prompt, check_mask
@@ -25,7 +25,6 @@ from erase.hf.signals import APPROXIMATE_KEY, Modality, entropies_in
 from erase.hf.slots import Move, Slots, join_valid
 from erase.methods import Method
 from erase.transfer import moved
-from erase_kernels import compact_rows
 
 if TYPE_CHECKING:
     from erase.hf.session import Session
@@ -109,7 +108,8 @@ class Prefill:
         self.drafted = drafted_tokens(self.logical_past + self.length)
         text = text.narrow(1, 0, self.length - self.drafted)
         self._text = torch.nn.functional.pad(text, (0, self.drafted))
-        around = Surroundings(self._text, unpruned, valid, self.past_valid, self.past)
+        devices = tuple(self.session.devices)
+        around = Surroundings(self._text, unpruned, valid, self.past_valid, self.past, devices)
         self.plan = plan_images(self.method, streams, around)
 
     def _stage1(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Prefill:
             positions = self.session.architecture.family.full_positions(
                 kwargs.get("position_ids"), self.batch, self.length, self.logical_past, self.device
             )
-            kwargs["inputs_embeds"] = compact_rows(
+            kwargs["inputs_embeds"] = gather_rows(
                 [kwargs["inputs_embeds"]], move.index, move.counts
             )[0]
             kwargs["position_ids"] = take(positions, move.index, move.counts)
@@ -212,8 +212,11 @@ class Prefill:
         if residual is not None:
             family = self.session.architecture.family
             skip = family.released_skip or 0
+            # Hooks of a layer run before its inputs are brought to its device.
+            given = (residual, *self._position_embeddings)
+            hidden, cos, sin = (moved(t, seen.query.device) for t in given)
             with torch.no_grad():
-                query = family.residual_query(seen.module, residual, self._position_embeddings)
+                query = family.residual_query(seen.module, hidden, (cos, sin))
             seen = dataclasses.replace(seen, query=query)
         self._residual, self._pending = None, None
         self._scored = score_rows(self, layer, seen, skip)
@@ -244,7 +247,7 @@ class Prefill:
             if in_place:
                 self.operators.add("compact_kv_")
         embeddings = self._position_embeddings
-        hidden, *embeddings = compact_rows([hidden, *embeddings], move.index, move.counts)
+        hidden, *embeddings = gather_rows([hidden, *embeddings], move.index, move.counts)
         self._adopt(move, scored.dropped > 0)
         if self.deepstack is not None and self._planes_added < len(self.deepstack.planes):
             self._follow(self.deepstack, move, scored.dropped)
@@ -286,6 +289,7 @@ class Prefill:
         if self.slots.empty is not None:
             # Empty slots go to a spare row that is cut off.
             target, spare = torch.where(self.slots.empty, self.length, target), 1
+        target = moved(target, hidden.device)
         full = hidden.new_zeros(self.batch, self.length + spare, hidden.shape[-1])
         full = full.scatter(1, target[..., None].expand_as(hidden), hidden)
         return full[:, : self.length]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationMixin
 
 from erase.hf.architecture import Architecture
 from erase.hf.cache import CACHE_REFUSALS, check_cache, physical_length
 from erase.hf.current import assisted
 from erase.hf.families import Family
+from erase.hf.running import callers_of, is_call_of
 from erase.hf.signals import entropies_in
+from erase.hf.wrappers import unwrap
 from erase.methods import Method
 from erase.transfer import download
 
@@ -71,6 +77,55 @@ def check_generate(model: Any, kwargs: dict[str, Any]) -> int | None:
     names = ("attention_mask", "inputs_embeds", "inputs", "input_ids")
     prompt = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
     return None if prompt is None else int(prompt.shape[1])
+
+
+def check_outer_generate(base: nn.Module) -> int | None:
+    """``check_generate`` of the generate() that this thread is in with ``base`` inside its model.
+
+    A session on a base model does not see the generate() of the model around it, only the forwards
+    that it makes.
+    """
+    code = inspect.unwrap(GenerationMixin.generate).__code__
+    for frame in callers_of(sys._getframe(1)):
+        model = frame.f_locals.get("self") if frame.f_code is code else None
+        if model is not None and unwrap(model.base_model) is base:
+            call = frame.f_locals
+            given = {name: call.get(name) for name in ("inputs", "assistant_model")}
+            options = {**call["kwargs"], **given, "generation_config": call["generation_config"]}
+            return check_generate(model, options)
+    return None
+
+
+def check_hooks_ran(base: nn.Module, hooked: bool) -> None:
+    """RuntimeError where the running forward of ``base`` has images, but was called past its hooks.
+
+    That is ``base.forward(...)`` for ``base(...)``, or without ``hooked``, whether it still has the
+    session's hooks. A forward that began before the session opened has no open prefill either.
+    """
+    if torch.compiler.is_compiling():
+        return
+    code, with_images = inspect.unwrap(type(base).forward).__code__, False
+    for frame in callers_of(sys._getframe(1)):
+        if frame.f_code is code and frame.f_locals.get("self") is base:
+            names = ("pixel_values", "mm_encoder_outputs")
+            values = [frame.f_locals.get(name) for name in names]
+            with_images = values[0] is not None or bool((values[1] or {}).get("image"))
+        elif hooked and is_call_of(base, frame):
+            return
+    if with_images:
+        raise RuntimeError(
+            f"{type(base).__name__}.forward was called past its hooks, so these images would not "
+            "be pruned; call the module itself"
+        )
+
+
+PAST_HOOKS = "the decoder was called past its hooks; call modules, not their forward"
+UNFINISHED = "it was interrupted, or somebody took the session's hooks away"
+
+
+def complain(reason: str) -> None:
+    """Warn that a prefill with images was not pruned, though no exception was raised."""
+    warnings.warn(f"a prompt with images was not pruned: {reason}", stacklevel=3)
 
 
 def check_encoded(encoder_output: Any, modality: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from erase.hf.gather import chosen_flags, flat_index, int32, offsets_of, owners_of
 from erase.hf.slots import Move, join_valid
 from erase.methods import LayerSignals
-from erase.transfer import upload
+from erase.transfer import moved, upload
 from erase_kernels import segmented_topk
 
 if TYPE_CHECKING:
@@ -69,18 +69,22 @@ def score_rows(prefill: Prefill, layer: int, seen: Observed, skip: int) -> Score
     text_counts = [
         max(0, n - skip) if b else 0 for n, b in zip(plan.counts.text, here, strict=True)
     ]
+    there = seen.query.device  # of the layer, where it is not that of the embeddings
+    key_mask = join_valid(prefill.past_valid, prefill.past, slots, device)
     scores = prefill.method.score(
         LayerSignals(
             query=seen.query,
             key=seen.key.narrow(2, 0, prefill.past + slots.width),
-            rows=flat_index(text, sum(text_counts)),
-            row_offsets=offsets_of(text_counts, device),
-            columns=columns + prefill.past,
-            column_offsets=offsets,
-            key_mask=join_valid(prefill.past_valid, prefill.past, slots, device),
+            rows=moved(flat_index(text, sum(text_counts)), there),
+            row_offsets=offsets_of(text_counts, there),
+            columns=moved(columns + prefill.past, there),
+            column_offsets=moved(offsets, there),
+            key_mask=None if key_mask is None else moved(key_mask, there),
             scale=seen.scale,
         )
     )
+    prefill.session.devices.add(there)
+    scores = moved(scores, device)
     finals = [plan.row_plans[b].final if here[b] else 0 for b in range(slots.batch)]
     lost = [n - final for n, final in zip(column_counts, finals, strict=True)]
     dropped = sum(lost)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import sys
 import threading
 import weakref
 from collections import deque
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from erase.hf import cache as kv
@@ -21,19 +23,27 @@ from erase.hf.current import assisted_generation, current_prefill, set_current_p
 from erase.hf.decoding import continue_decoding
 from erase.hf.deepstack import PROCESS, with_kept_planes
 from erase.hf.families import Statistics
+from erase.hf.hook_points import check_hook_points
 from erase.hf.pixels import statistics_for
 from erase.hf.prefill import Prefill
 from erase.hf.prompt import Prompt, brought
 from erase.hf.refusals import (
+    PAST_HOOKS,
+    UNFINISHED,
     check_generate,
+    check_hooks_ran,
     check_images_have_pixels,
     check_method,
+    check_outer_generate,
     check_videos,
+    complain,
     refuse_continuous_batching,
 )
 from erase.hf.reporting import note_first_decode
 from erase.hf.resolution import check_resolution
+from erase.hf.running import RunningPrefills
 from erase.hf.signals import with_image_entropies, with_video_entropies
+from erase.hf.wrappers import hide_attribute
 from erase.methods import Method
 from erase.report import PrefillReport
 
@@ -68,6 +78,7 @@ def prune(
     Raises:
         TypeError, ValueError: unsupported model, method or processor, a layer the model does not
             have, a model that already has an open session. Nothing has been changed then.
+        RuntimeError: the installed transformers lacks something that hooks need; names both.
 
     Warns:
         ResolutionWarning: the processor resizes images unlike what the method's preset assumes.
@@ -96,6 +107,7 @@ class Session:
         self, model: Any, method: Method, processor: Any, videos: bool, keep_reports: int
     ) -> None:
         self.architecture = inspect_model(model)
+        check_hook_points(self.architecture)
         check_videos(self.architecture.family, videos)
         self._videos = videos
         method.validate(self.architecture.facts)
@@ -104,7 +116,10 @@ class Session:
         self.reports: deque[PrefillReport] = deque(maxlen=keep_reports)
         self.prefills_seen = 0
         self.prefills_pruned = 0
+        self.devices: set[torch.device] = set()  # where layers were scored
         self.closed = False
+        self._counting = threading.Lock()
+        self._running = RunningPrefills(self.architecture.base)
         self._methods: list[tuple[object, Method]] = [(self, method)]
         self._undo = contextlib.ExitStack()
         base = self.architecture.base
@@ -141,6 +156,8 @@ class Session:
         for module, hook in before.items():
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             self._undo.callback(handle.remove)
+            if module is base:
+                self._opener = handle.id
         handle = base.register_forward_hook(self._close, with_kwargs=True, always_call=True)
         self._undo.callback(handle.remove)
         self._undo.callback(stack.register_forward_hook(self._leave, with_kwargs=True).remove)
@@ -157,17 +174,7 @@ class Session:
 
     def _set(self, module: Any, name: str, value: Any) -> None:
         """An instance attribute that hides the class's until the session is removed."""
-        hidden = module.__dict__.get(name)
-        setattr(module, name, value)
-
-        def restore() -> None:
-            if module.__dict__.get(name) is not value:
-                return  # somebody put another one over ours: theirs to undo
-            delattr(module, name)
-            if hidden is not None:
-                setattr(module, name, hidden)
-
-        self._undo.callback(restore)
+        self._undo.callback(hide_attribute(module, name, value))
 
     def _checked(self, generate: Any) -> Any:
         signature = inspect.signature(generate)
@@ -182,15 +189,19 @@ class Session:
         return checked_generate
 
     def remove(self) -> None:
-        """Take every hook away; the model is then exactly as before. Safe to call twice."""
-        if self.closed:
+        """Take every hook away; the model is then exactly as before. Safe to call twice.
+
+        Prefills that other threads are in are waited for, and none is pruned from now on.
+        """
+        if not self._running.close():
             return
         self.closed = True
-        if self._current() is not None:
-            set_current_prefill(None)
+        finished = self._current() is None or self._end()
         with _install_lock:
             self._undo.close()
             _installed.discard(self.architecture.base)
+        if not (finished and self._running.all_pruned) and sys.exc_info()[0] is None:
+            complain(UNFINISHED)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Hooks belong to one model, so neither the session nor a hooked model can be copied."""
@@ -235,50 +246,79 @@ class Session:
 
     # -- hooks -----------------------------------------------------------------------------------
 
-    def _open(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    # Where kwargs or an output are missing, another thread is just adding or removing the hook.
+
+    def _open(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         """Vision-language model, before: is this a prefill with new images?"""
-        if self._current() is not None:
-            set_current_prefill(None)  # left by an interrupt, after which torch runs no hook
+        if kwargs is None:
+            return
+        if self._current() is not None:  # left by an interrupt, after which torch runs no hook
+            self._end()
+            complain(UNFINISHED)
         call = self._signature.bind(module, *args, **kwargs).arguments
         encoded = brought(call, self._videos)
         if not encoded:
             check_images_have_pixels(self.architecture, call, self._videos)
             return
-        self.prefills_seen += 1
         prompt = Prompt(call.get("input_ids"), call.get("inputs_embeds"))
         prefill = Prefill(self, self.method, prompt)
+        if not self._running.start():
+            return
+        with self._counting:
+            self.prefills_seen += 1
+        set_current_prefill(prefill)
         for modality, output in encoded.items():
             if output is not None:
                 prefill.receive(output, modality)
-        set_current_prefill(prefill)
 
-    def _close(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Vision-language model, after, also after an exception."""
-        if self._current() is not None:
-            set_current_prefill(None)
+    def _close(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        """Vision-language model, after, also after an exception: then there is no output."""
+        if self._current() is not None and not self._end() and output is not None:
+            complain(PAST_HOOKS)
+
+    def _end(self) -> bool:
+        """This thread's prefill is over; False where it was not pruned."""
+        set_current_prefill(None)
+        return self._running.finish()
 
     def _current(self) -> Prefill | None:
         prefill = current_prefill()
         return prefill if prefill is not None and prefill.session is self else None
 
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
+        if kwargs is None:
+            return None
         prefill = self._current()
-        if prefill is not None:
+        base = self.architecture.base
+        if prefill is not None and base is not self.architecture.model:
             return args, prefill.enter(kwargs)
+        if prefill is not None:  # generate() belongs to a model around it
+            with assisted_generation(check_outer_generate(base)):
+                return args, prefill.enter(kwargs)
+        if not self.closed and kwargs["inputs_embeds"].shape[1] > 1:
+            check_hooks_ran(base, self._opener in base._forward_pre_hooks)
         state = kv.state_of(kwargs.get("past_key_values"))
         if state is None:
             return None
         return args, continue_decoding(self.architecture.text_config, state, kwargs)
 
-    def _before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
         prefill = self._current()
-        return None if prefill is None else prefill.before_layer(index, args, kwargs)
+        if prefill is None or kwargs is None:
+            return None
+        if not hasattr(prefill, "plan"):
+            raise RuntimeError(f"stage 1: {PAST_HOOKS}")
+        return prefill.before_layer(index, args, kwargs)
 
-    def _before_norm(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _before_norm(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
         prefill = self._current()
-        return None if prefill is None else (prefill.before_norm(args), kwargs)
+        if prefill is None or kwargs is None:
+            return None
+        return prefill.before_norm(args), kwargs
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
+        if output is None:
+            return None
         prefill = self._current()
         if prefill is not None:
             return prefill.leave(output)
@@ -289,5 +329,7 @@ class Session:
 
     def file(self, report: PrefillReport) -> None:
         """Count a pruned prefill and keep its report."""
-        self.prefills_pruned += 1
-        self.reports.append(report)
+        self._running.mark_pruned()
+        with self._counting:
+            self.prefills_pruned += 1
+            self.reports.append(report)

@@ -32,6 +32,15 @@ def check_layer(name: str, value: int, num_layers: int) -> None:
         )
 
 
+def check_attention_layer(name: str, value: int, attention_layers: Sequence[int]) -> None:
+    """ValueError unless decoder layer ``value`` is one of those that attend over all tokens."""
+    if value not in attention_layers:
+        raise ValueError(
+            f"{name}: decoder layer {value} has no attention to score tokens by; expected one of "
+            f"{', '.join(map(str, attention_layers))}, or stage2=False"
+        )
+
+
 def count_table(
     sizes: Sequence[int], ratios: Sequence[float], minimum_ratio: float | None
 ) -> list[list[int]]:

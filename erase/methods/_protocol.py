@@ -30,6 +30,7 @@ class ModelFacts:
 
     model_type: str
     num_layers: int
+    attention_layers: tuple[int, ...] | None = None  # that can be scored; None: all
 
 
 @dataclass(frozen=True)

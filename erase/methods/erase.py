@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from erase.methods._models import layers_by_rule
-from erase.methods._parts import check_descending, check_layer, check_ratio, count_table
+from erase.methods._parts import (
+    check_attention_layer,
+    check_descending,
+    check_layer,
+    check_ratio,
+    count_table,
+)
 from erase.methods._protocol import (
     Draft,
     ImagePlan,
@@ -202,9 +208,13 @@ class EraseConfig:
         return (len(self.entropy_thresholds) + 2) // 2
 
     def validate(self, model: ModelFacts) -> None:
-        """ValueError where a layer does not exist in ``model``."""
-        check_layer("early_layer", self.early_layer, model.num_layers)
-        check_layer("late_layer", self.late_layer, model.num_layers)
+        """ValueError where a layer does not exist in ``model``, or has no attention to score by."""
+        for name in ("early_layer", "late_layer"):
+            layer = getattr(self, name)
+            check_layer(name, layer, model.num_layers)
+            scores = self.stage2 and self.keep_ratio is not None
+            if scores and model.attention_layers is not None:
+                check_attention_layer(name, layer, model.attention_layers)
 
     def draft(self, images: ImageSignals) -> Draft:
         """Medians, levels and stage-1 counts of all images, on the device."""
