@@ -37,14 +37,6 @@ class Architecture:
         attention: nn.Module = decoder_layer.self_attn
         return attention
 
-    def index_of(self, attention: nn.Module) -> int:
-        """Decoder layer of a self-attention module."""
-        return next(
-            i
-            for i, layer in enumerate(self.layers)
-            if getattr(layer, "self_attn", None) is attention
-        )
-
 
 def inspect_model(model: Any) -> Architecture:
     """The parts of ``model``, which may be wrapped (see ``unwrap``).

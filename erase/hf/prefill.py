@@ -174,7 +174,7 @@ class Prefill:
         hidden = self._apply_scored(index, hidden)
         kwargs.update(self._overrides)
         if self.plan.rows_pruned_after(index):
-            self._scoring = self.session.architecture.attention(index)
+            self._layer, self._scoring = index, self.session.architecture.attention(index)
             self._position_embeddings = kwargs["position_embeddings"]
             if "residual_queries" in self.method.needs:
                 self._residual = hidden
@@ -208,7 +208,7 @@ class Prefill:
         self._score(seen, self._residual)
 
     def _score(self, seen: Observed, residual: Tensor | None) -> None:
-        skip, layer = 0, self.session.architecture.index_of(seen.module)
+        skip = 0
         if residual is not None:
             family = self.session.architecture.family
             skip = family.released_skip or 0
@@ -219,7 +219,7 @@ class Prefill:
                 query = family.residual_query(seen.module, hidden, (cos, sin))
             seen = dataclasses.replace(seen, query=query)
         self._residual, self._pending = None, None
-        self._scored = score_rows(self, layer, seen, skip)
+        self._scored = score_rows(self, self._layer, seen, skip)
         self.row_scores.update(self._scored.rows)
         self.operators.add("text_to_vision_scores")
 
