@@ -115,7 +115,7 @@ class Oracle:
     # -- one forward ---------------------------------------------------------------------------
 
     def _begin(self, module: Any, args: tuple, kwargs: dict) -> None:
-        ids = kwargs["input_ids"].cpu()
+        ids = (args[0] if args else kwargs["input_ids"]).cpu()
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None or len(cache.layers) == 0 else cache.layers[0].get_seq_length()
         self._extend_state(ids, past, kwargs.get("attention_mask"))

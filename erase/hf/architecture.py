@@ -81,7 +81,10 @@ def _attention_layers(layers: nn.ModuleList) -> tuple[int, ...]:
 
 
 def _refuse_attention(config: Any) -> None:
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    # Mistral's window holds in every layer and is not among the layer types.
+    window = getattr(config, "sliding_window", None)
+    default = "full_attention" if window is None else "sliding_attention"
+    kinds = set(getattr(config, "layer_types", None) or [default])
     if "sliding_attention" in kinds or "chunked_attention" in kinds:
         raise ValueError(
             "model: sliding-window layers are not supported: a window counts cache slots, and "

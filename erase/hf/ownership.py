@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -78,12 +79,13 @@ def join_tiles(tiles: Sequence[Encoded], placeholders: Tensor) -> tuple[Encoded,
     """Tiles whose tokens follow one another in the prompt, joined into images.
 
     The encoder does not say how many tiles an image has; the prompt does. Reading it costs one
-    more copy to the host than other models need.
+    more copy to the host than other models need. Images that nothing separates in the prompt count
+    as one. As in ``assign_rows``, rows may be repeated where the encoded tiles are not.
 
     Raises:
-        ValueError: a run of placeholder tokens is no whole number of tiles.
+        ValueError: a run of placeholder tokens is no whole number of tiles, or tiles are left over.
     """
-    runs = _runs(placeholders)
+    runs = _runs(download(placeholders))
     tokens = sum(tile.tokens for tile in tiles)
     repeats = max(1, sum(length for _, length in runs) // tokens) if tokens else 1
     joined: list[Encoded] = []
@@ -91,16 +93,18 @@ def join_tiles(tiles: Sequence[Encoded], placeholders: Tensor) -> tuple[Encoded,
     for row, length in runs:
         if row % repeats:
             continue
-        held: list[Encoded] = []
-        while at < len(tiles) and sum(tile.tokens for tile in held) < length:
-            held.append(tiles[at])
-            at += 1
-        if sum(tile.tokens for tile in held) != length:
+        end, held = at, 0
+        while end < len(tiles) and held < length:
+            held += tiles[end].tokens
+            end += 1
+        if held != length:
+            left = [tile.tokens for tile in tiles[at:]]
             raise ValueError(
                 f"input_ids: row {row} has a run of {length} image tokens, which is no whole "
-                f"number of tiles of {tiles[0].tokens} tokens"
+                f"number of tiles of {left} tokens"
             )
-        joined.append(_join(held))
+        joined.append(_join(tiles[at:end]))
+        at = end
     if at != len(tiles):
         raise ValueError(f"input_ids: image tokens for {at} tiles, but {len(tiles)} were encoded")
     return tuple(joined)
@@ -110,17 +114,16 @@ def _join(tiles: Sequence[Encoded]) -> Encoded:
     entropy = torch.cat([tile.entropy for tile in tiles])
     if all(tile.candidates is None for tile in tiles):
         return Encoded(entropy)
-    flags = [
-        torch.ones(tile.tokens, dtype=torch.bool) if tile.candidates is None else tile.candidates
-        for tile in tiles
-    ]
+    every = partial(torch.ones, dtype=torch.bool, device="cpu")
+    flags = [every(tile.tokens) if tile.candidates is None else tile.candidates for tile in tiles]
     return Encoded(entropy, torch.cat(flags))
 
 
-def _runs(mask: Tensor) -> list[tuple[int, int]]:
-    """(row, length) of every run of True entries of a bool [B, S] mask, in order."""
-    padded = torch.nn.functional.pad(mask, (1, 1))
-    first = (padded[:, 1:] & ~padded[:, :-1]).nonzero()
-    last = (padded[:, :-1] & ~padded[:, 1:]).nonzero()
-    starts, ends = torch.stack([first, last]).tolist()
-    return [(row, stop - start) for (row, start), (_, stop) in zip(starts, ends, strict=True)]
+def _runs(mask: Sequence[Sequence[bool]]) -> list[tuple[int, int]]:
+    """(row, length) of every run of True entries of a [B, S] mask, in order."""
+    return [
+        (row, sum(1 for _ in run))
+        for row, flags in enumerate(mask)
+        for inside, run in groupby(flags)
+        if inside
+    ]

@@ -21,7 +21,7 @@ def statistics_for(architecture: Architecture, processor: Any | None) -> Statist
     """
     family = architecture.family
     if processor is None:
-        return Statistics(family.pixel_mean, family.pixel_std)
+        return family.usual_statistics(architecture.base.config)
     image_processor = getattr(processor, "image_processor", processor)
     if not hasattr(image_processor, "do_normalize"):
         raise TypeError(

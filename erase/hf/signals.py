@@ -57,7 +57,7 @@ def with_image_entropies(
             return encode(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        call = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        call = family.read({**bound.arguments, **bound.arguments.get("kwargs", {})})
         # First, so that pixels that cannot be undone are refused before the encoder's work.
         entropy = family.cells(base, statistics, call)
         output: Any = encode(*args, **kwargs)

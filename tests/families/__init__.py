@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from tests.families import qwen2_vl
+from tests.families import internvl, llava, llava_next, llava_onevision, qwen2_vl
 from tests.families._base import TinyFamily
 
-ALL: tuple[TinyFamily, ...] = (*qwen2_vl.FAMILIES,)
+ALL: tuple[TinyFamily, ...] = (
+    *qwen2_vl.FAMILIES,
+    *internvl.FAMILIES,
+    *llava.FAMILIES,
+    *llava_next.FAMILIES,
+    *llava_onevision.FAMILIES,
+)

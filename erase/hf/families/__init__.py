@@ -1,9 +1,13 @@
 """The supported model families; adding one is adding a file and a line here."""
 
 from erase.hf.families._protocol import Encoded, Family, Statistics, one_token_per_cell
+from erase.hf.families.internvl import InternVL
+from erase.hf.families.llava import Llava
+from erase.hf.families.llava_next import LlavaNext
+from erase.hf.families.llava_onevision import LlavaOnevision
 from erase.hf.families.qwen2_vl import Qwen2VL
 
-FAMILIES: tuple[Family, ...] = (Qwen2VL(),)
+FAMILIES: tuple[Family, ...] = (Qwen2VL(), InternVL(), Llava(), LlavaNext(), LlavaOnevision())
 
 
 def supported_model_types() -> list[str]:

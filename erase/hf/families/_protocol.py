@@ -81,8 +81,16 @@ class Family:
     released_skip: int | None = None
     released_from_output = False
 
+    def usual_statistics(self, config: Any) -> Statistics:
+        """Statistics where no processor is given; ``config`` is the model's."""
+        return Statistics(self.pixel_mean, self.pixel_std)
+
     def check_processor(self, image_processor: Any, config: Any) -> None:
         """ValueError where the processor's cells are not the model's."""
+
+    def read(self, call: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The call as ``cells`` and ``tokens`` get it: what they need on the host is read once."""
+        return call
 
     def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
         """Entropy of every cell in ``pixel_values``, before the encoder runs: f32 [cells].
