@@ -57,7 +57,9 @@ class PrefillReport:
     """One prefill with new visual tokens.
 
     ``kv_lengths``: valid rows per layer right after the prefill, of batch row 0 for a batch of
-    one, else a list per batch row. Empty where no cache is kept. ``backends``: operator -> backend.
+    one, else a list per batch row; 0 for a recurrent layer, which keeps a state of fixed size
+    instead. Empty where no cache is kept. ``kv_bytes``, ``kv_storage_bytes``: of keys and values.
+    ``backends``: operator -> backend.
     ``approximate_pixels``: bf16 pixel values, where some levels may be off by one.
     """
 

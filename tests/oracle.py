@@ -4,7 +4,8 @@ Nothing here comes from the packages under test. Stage 1 is ``tests/oracle_choic
 scores are the attention weights that the stock eager attention returns (what
 ``output_attentions`` reports) or, for the released query, float64 arithmetic on the layer's input.
 Nothing is removed: every decoder layer of the full-length model gets a 4-D mask that hides the
-pruned columns, so positions, cache and decoding are those of the unpruned model.
+pruned columns, so positions, cache and decoding are those of the unpruned model. Linear-attention
+layers, which no mask makes blind, run over the visible tokens alone (``tests/oracle_states.py``).
 
 Use it around any call of the model::
 
@@ -31,6 +32,7 @@ from tests.oracle_choices import (
     top_indices,
     visible_part,
 )
+from tests.oracle_states import see_only
 
 RELEASED_SKIP = 15
 """Text tokens the published Qwen2.5-VL code leaves out of the queries."""
@@ -89,6 +91,10 @@ class Oracle:
         for index, layer in enumerate(self._stack.layers):
             before = functools.partial(self._mask_layer, index)
             self._handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+            if hasattr(layer, "linear_attn"):
+                visible = functools.partial(self._visible_to_state, index)
+                self._handles.append(see_only(layer.linear_attn, self._stack.config, visible))
+                continue
             after = functools.partial(self._after_attention, index)
             self._handles.append(layer.self_attn.register_forward_hook(after, with_kwargs=True))
         return self
@@ -117,7 +123,7 @@ class Oracle:
     def _begin(self, module: Any, args: tuple, kwargs: dict) -> None:
         ids = (args[0] if args else kwargs["input_ids"]).cpu()
         cache = kwargs.get("past_key_values")
-        past = 0 if cache is None or len(cache.layers) == 0 else cache.layers[0].get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
         self._extend_state(ids, past, kwargs.get("attention_mask"))
         image = ids == self.model.config.image_token_id
         rows = None
@@ -180,6 +186,8 @@ class Oracle:
     def _mask_layer(self, index: int, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         now = self._now
         now.layer_input = args[0]
+        if hasattr(module, "linear_attn"):
+            return args, kwargs
         hidden = self._hidden if now.rows is None else self._hidden_at(index)
         total = now.past + now.length
         rows = torch.arange(now.past, total)[:, None]
@@ -190,6 +198,13 @@ class Oracle:
         lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
         mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, lowest)
         return args, {**kwargs, "attention_mask": mask[:, None].to(args[0].device)}
+
+    def _visible_to_state(self, index: int) -> torch.Tensor | None:
+        """bool [B, S] of the new tokens a linear-attention layer sees; None: as the stock model."""
+        if self._now.rows is None:
+            return None
+        hidden = self._hidden_at(index)[:, self._now.past :]
+        return self._valid[:, self._now.past :] & ~hidden if bool(hidden.any()) else None
 
     def _hidden_at(self, index: int) -> torch.Tensor:
         """Stage-1 set up to the row's layer, final set above it."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from erase.hf.families import Family, find_family
 from erase.hf.hook_points import missing
+from erase.hf.recurrent import LINEAR_MODULE
 from erase.hf.wrappers import uncompiled, unwrap
 from erase.methods import ModelFacts
 
@@ -36,6 +37,12 @@ class Architecture:
         decoder_layer: Any = uncompiled(self.layers[layer])
         attention: nn.Module = decoder_layer.self_attn
         return attention
+
+    @property
+    def recurrent(self) -> list[nn.Module]:
+        """Modules of the linear-attention layers of a hybrid model."""
+        modules = [getattr(uncompiled(layer), LINEAR_MODULE, None) for layer in self.layers]
+        return [module for module in modules if module is not None]
 
 
 def inspect_model(model: Any) -> Architecture:

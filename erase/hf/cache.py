@@ -5,6 +5,9 @@ length). generate() slices inputs and continues positions by the logical length;
 the physical one. A cache that was pruned therefore answers ``get_seq_length`` with the logical
 length through a subclass of its own class, and ``get_mask_sizes`` with the physical one, shifted
 so that the last slot is the last token.
+
+Caches of hybrid models also hold layers without slots, whose recurrent states cannot be evicted:
+every length and every byte here is of the layers with slots.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
 from erase.hf.gather import gather_rows, gather_slots_
 from erase.report import PrefillReport
@@ -32,6 +35,10 @@ CACHE_REFUSALS = {
     "paged": "a paged cache shares its blocks between requests",
 }
 """``cache_implementation`` values that are refused, and why."""
+EVICTABLE = (DynamicLayer,)
+"""Cache layers whose slots can be evicted; not their subclasses, which keep more than slots."""
+WITHOUT_SLOTS = (LinearAttentionLayer,)
+"""Cache layers of fixed size."""
 
 
 @dataclass
@@ -48,7 +55,10 @@ class CacheState:
 
 
 def check_cache(cache: Any) -> None:
-    """ValueError unless ``cache`` is None or a plain dynamic cache of full attention."""
+    """ValueError unless ``cache`` is None or a plain dynamic cache.
+
+    Its layers are of full attention, or recurrent ones of a hybrid model.
+    """
     if cache is None:
         return
     if not isinstance(cache, DynamicCache):
@@ -61,7 +71,7 @@ def check_cache(cache: Any) -> None:
             f"past_key_values: offloading is not supported: {CACHE_REFUSALS['offloaded']}"
         )
     for layer in cache.layers:
-        if type(layer) is not DynamicLayer:
+        if type(layer) not in (*EVICTABLE, *WITHOUT_SLOTS):
             raise ValueError(
                 f"past_key_values: layer {type(layer).__name__} is not supported: only "
                 "full-attention DynamicLayer slots can be evicted"
@@ -73,11 +83,24 @@ def state_of(cache: Any) -> CacheState | None:
     return getattr(cache, "_erase", None)
 
 
+def slot_layers(cache: Any) -> list[Any]:
+    """The layers whose slots can be evicted, those of full attention; none for None."""
+    layers = () if cache is None else cache.layers
+    return [layer for layer in layers if isinstance(layer, EVICTABLE)]
+
+
+def layer_lengths(cache: Any) -> list[int | None]:
+    """Slots that each layer holds per row, None for a layer without slots."""
+    return [
+        int(layer.get_seq_length()) if isinstance(layer, EVICTABLE) else None
+        for layer in cache.layers
+    ]
+
+
 def physical_length(cache: Any) -> int:
     """Slots that the cache holds per row, 0 for None."""
-    if cache is None or not cache.layers:
-        return 0
-    return int(cache.layers[0].get_seq_length())
+    layers = slot_layers(cache)
+    return int(layers[0].get_seq_length()) if layers else 0
 
 
 def logical_length(cache: Any) -> int:
@@ -98,13 +121,14 @@ def evict(
     """Move the kept slots of layers 0..last_layer to the front of this prefill's slots.
 
     Args:
-        cache: its layers 0..last_layer are rewritten and shortened to ``past + width`` slots.
+        cache: its layers 0..last_layer are rewritten and shortened to ``past + width`` slots;
+            recurrent ones keep what they absorbed.
         past: slots before this prefill, which stay.
         keep: i32 [B, K], slots counted from ``past``, ascending.
         counts: i32 [B].
         in_place: False where autograd still needs the old keys and values.
     """
-    layers = cache.layers[: last_layer + 1]
+    layers = [x for x in cache.layers[: last_layer + 1] if isinstance(x, EVICTABLE)]
     planes = [t for layer in layers for t in (layer.keys, layer.values)]
     fresh = [t.narrow(-2, past, t.shape[-2] - past) for t in planes]
     if in_place:
@@ -211,6 +235,5 @@ def kv_storage_bytes(cache: Any) -> int:
 
 
 def _tensors(cache: Any) -> list[Tensor]:
-    if cache is None:
-        return []
-    return [t for layer in cache.layers if layer.is_initialized for t in (layer.keys, layer.values)]
+    layers = [layer for layer in slot_layers(cache) if layer.is_initialized]
+    return [t for layer in layers for t in (layer.keys, layer.values)]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from erase.hf.cache import CacheState, physical_length
 from erase.hf.masks import past_validity, slot_mask
+from erase.hf.recurrent import masks_by_kind
 from erase.transfer import moved
 
 
@@ -39,7 +40,8 @@ def continue_decoding(config: Any, state: CacheState, kwargs: dict[str, Any]) ->
     else:
         new = moved(mask[:, -length:], embeds.device, torch.bool)
     valid = new if old is None else torch.cat([old, new], dim=1)
-    kwargs["attention_mask"] = slot_mask(
-        config, valid, batch, length, past, embeds.dtype, embeds.device
-    )
+    made = slot_mask(config, valid, batch, length, past, embeds.dtype, embeds.device)
+    # To a state the past is the same whatever was evicted: recurrent layers mask new padding only.
+    padding = None if mask is None or length == 1 else new
+    kwargs["attention_mask"] = masks_by_kind(config, made, padding)
     return kwargs

@@ -14,7 +14,7 @@ from erase.hf.families import Encoded
 from erase.hf.gather import chosen_flags, offsets_of
 from erase.hf.ownership import Owners, Stream, assign_rows, without_masked
 from erase.hf.signals import Modality
-from erase.methods import Draft, ImagePlan, ImageSignals, Method, RowPlan
+from erase.methods import Draft, ImagePlan, ImageSignals, Method, ModelFacts, RowPlan
 from erase.transfer import download, moved, upload
 from erase_kernels import SegmentedTopK, raise_for_status, status_word
 
@@ -255,6 +255,16 @@ def _row_counts(mask: Tensor | None, batch: int, length: int, device: torch.devi
     if mask is None:
         return torch.full((batch,), length, dtype=torch.int32, device=device)
     return mask.sum(1)
+
+
+def check_layers(plan: PlannedImages, model: ModelFacts) -> None:
+    """ValueError where a row's second stage follows a layer without attention, or none at all."""
+    for row, chosen in enumerate(plan.row_plans):
+        if chosen.layer is not None and chosen.layer not in model.attention_layers:
+            raise ValueError(
+                f"method: row {row} is to be pruned after layer {chosen.layer}, but the layers "
+                f"with attention are {list(model.attention_layers)}"
+            )
 
 
 def _check_lengths(plan: PlannedImages) -> None:

@@ -16,8 +16,9 @@ from erase.hf.deepstack import MASK_ARGUMENT, PLANES_ARGUMENT, Deepstack
 from erase.hf.families import Encoded
 from erase.hf.gather import gather_rows, take
 from erase.hf.masks import past_validity, slot_mask
-from erase.hf.planning import Surroundings, plan_images
+from erase.hf.planning import Surroundings, check_layers, plan_images
 from erase.hf.prompt import Prompt, check_mask
+from erase.hf.recurrent import linear_mask, mask_of_layer, masks_by_kind
 from erase.hf.refusals import check_checkpointing, check_encoded
 from erase.hf.reporting import build_report
 from erase.hf.scoring import Observed, RowScores, Scored, score_rows
@@ -111,10 +112,10 @@ class Prefill:
         devices = tuple(self.session.devices)
         around = Surroundings(self._text, unpruned, valid, self.past_valid, self.past, devices)
         self.plan = plan_images(self.method, streams, around)
+        check_layers(self.plan, architecture.facts)
 
     def _stage1(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        plan, config = self.plan, self.session.architecture.text_config
-        kwargs = dict(kwargs)
+        plan, kwargs = self.plan, dict(kwargs)
         planes = kwargs.get(PLANES_ARGUMENT)
         if planes is not None:
             total, self._masked = sum(plan.counts.placeholders), sum(plan.counts.masked)
@@ -138,7 +139,7 @@ class Prefill:
             # Layers would read the gaps in them as packed sequences.
             self._overrides["position_ids"] = None
         if self.slots.positions is not None or self.state is not None:
-            kwargs["attention_mask"] = slot_mask(config, *self._mask_arguments())
+            kwargs["attention_mask"] = self._masks()
             if kwargs["attention_mask"] is None and kwargs.get("past_key_values") is None:
                 # So would the making of masks, where it gets neither a mask nor a cache.
                 width = self.past + self.slots.width
@@ -147,9 +148,12 @@ class Prefill:
                 )
         return kwargs
 
-    def _mask_arguments(self) -> tuple[Any, ...]:
-        valid = join_valid(self.past_valid, self.past, self.slots, self.device)
-        return valid, self.batch, self.slots.width, self.past, self.dtype, self.device
+    def _masks(self) -> Any:
+        config, slots = self.session.architecture.text_config, self.slots
+        valid = join_valid(self.past_valid, self.past, slots, self.device)
+        sizes = self.batch, slots.width, self.past
+        mask = slot_mask(config, valid, *sizes, self.dtype, self.device)
+        return masks_by_kind(config, mask, linear_mask(slots))
 
     def _follow(self, deepstack: Deepstack, move: Move, dropped: int) -> None:
         if dropped:  # masked image tokens go with the rest of the padding
@@ -173,6 +177,8 @@ class Prefill:
         self._cache = kwargs.get("past_key_values")
         hidden = self._apply_scored(index, hidden)
         kwargs.update(self._overrides)
+        config = self.session.architecture.text_config
+        kwargs["attention_mask"] = mask_of_layer(config, index, kwargs.get("attention_mask"))
         if self.plan.rows_pruned_after(index):
             self._layer, self._scoring = index, self.session.architecture.attention(index)
             self._position_embeddings = kwargs["position_embeddings"]
@@ -251,9 +257,8 @@ class Prefill:
         self._adopt(move, scored.dropped > 0)
         if self.deepstack is not None and self._planes_added < len(self.deepstack.planes):
             self._follow(self.deepstack, move, scored.dropped)
-        config = self.session.architecture.text_config
         self._overrides = {
-            "attention_mask": slot_mask(config, *self._mask_arguments()),
+            "attention_mask": self._masks(),
             # Detached: as rows of one gather they would carry the gradient of the hidden states.
             "position_embeddings": tuple(t.detach() for t in embeddings),
             "position_ids": None,

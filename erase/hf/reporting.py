@@ -71,8 +71,9 @@ def _rows(prefill: Prefill) -> list[RowReport]:
 def _fill_cache(report: PrefillReport, prefill: Prefill, cache: Any) -> None:
     """Lengths and bytes, measured on the cache's own tensors."""
     slots, expected = prefill.slots, prefill.past + prefill.slots.width
+    lengths = kv.layer_lengths(cache)
     per_row = [
-        [layer.get_seq_length() - expected + past + count for layer in cache.layers]
+        [0 if held is None else held - expected + past + count for held in lengths]
         for past, count in zip(prefill.plan.counts.past, slots.counts, strict=True)
     ]
     report.kv_lengths = per_row[0] if slots.batch == 1 else per_row

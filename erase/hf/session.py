@@ -27,6 +27,7 @@ from erase.hf.hook_points import check_hook_points
 from erase.hf.pixels import statistics_for
 from erase.hf.prefill import Prefill
 from erase.hf.prompt import Prompt, brought
+from erase.hf.recurrent import rowwise
 from erase.hf.refusals import (
     PAST_HOOKS,
     UNFINISHED,
@@ -142,6 +143,8 @@ class Session:
         # Also when the model is dropped with its session open.
         self._undo.callback(weakref.finalize(base, unshadow, name))
         self._wrap_encoders(statistics)
+        for module in architecture.recurrent:
+            self._set(module, "forward", rowwise(module))
         if hasattr(stack, PROCESS):
             process = with_kept_planes(getattr(stack, PROCESS), self._current)
             self._set(stack, PROCESS, process)

@@ -32,13 +32,17 @@ def check_layer(name: str, value: int, num_layers: int) -> None:
         )
 
 
-def check_attention_layer(name: str, value: int, attention_layers: Sequence[int]) -> None:
-    """ValueError unless decoder layer ``value`` is one of those that attend over all tokens."""
-    if value not in attention_layers:
-        raise ValueError(
-            f"{name}: decoder layer {value} has no attention to score tokens by; expected one of "
-            f"{', '.join(map(str, attention_layers))}, or stage2=False"
-        )
+def check_attention_layer(name: str, value: int, layers: Sequence[int]) -> None:
+    """ValueError unless decoder layer ``value`` is one of ``layers``, those with attention."""
+    if value in layers:
+        return
+    below = [layer for layer in layers if layer < value][-1:]
+    above = [layer for layer in layers if layer > value][:1]
+    nearest = " and ".join(map(str, below + above))
+    raise ValueError(
+        f"{name}: layer {value} is a linear-attention layer, which has no attention to score with "
+        f"and no keys to evict; the nearest full-attention layers: {nearest}"
+    )
 
 
 def count_table(

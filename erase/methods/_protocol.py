@@ -26,11 +26,15 @@ rotated queries. ``residual_queries``: queries made from that layer's un-normali
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The numbers of a model that a method may check itself against."""
+    """The numbers of a model that a method may check itself against.
+
+    ``attention_layers``: 0-based decoder layers with attention, after which a second stage may
+    follow. In hybrid models the others are recurrent: nothing there can be scored.
+    """
 
     model_type: str
     num_layers: int
-    attention_layers: tuple[int, ...] | None = None  # that can be scored; None: all
+    attention_layers: tuple[int, ...]  # the others keep a recurrent state
 
 
 @dataclass(frozen=True)

@@ -210,11 +210,10 @@ class EraseConfig:
     def validate(self, model: ModelFacts) -> None:
         """ValueError where a layer does not exist in ``model``, or has no attention to score by."""
         for name in ("early_layer", "late_layer"):
-            layer = getattr(self, name)
-            check_layer(name, layer, model.num_layers)
-            scores = self.stage2 and self.keep_ratio is not None
-            if scores and model.attention_layers is not None:
-                check_attention_layer(name, layer, model.attention_layers)
+            value = getattr(self, name)
+            check_layer(name, value, model.num_layers)
+            if self.stage2 and self.keep_ratio is not None:
+                check_attention_layer(name, value, model.attention_layers)
 
     def draft(self, images: ImageSignals) -> Draft:
         """Medians, levels and stage-1 counts of all images, on the device."""

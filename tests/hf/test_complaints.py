@@ -148,7 +148,7 @@ def test_layer_without_attention() -> None:
     attention = layer.self_attn
     del layer.self_attn
     try:
-        with pytest.raises(ValueError, match="late_layer: decoder layer 3 has no attention"):
+        with pytest.raises(ValueError, match="late_layer: layer 3 is a linear-attention layer"):
             prune(model)
         session = prune(model, late_layer=4)
         with session, pytest.raises(ValueError, match="late_layer"):

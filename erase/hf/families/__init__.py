@@ -6,8 +6,16 @@ from erase.hf.families.llava import Llava
 from erase.hf.families.llava_next import LlavaNext
 from erase.hf.families.llava_onevision import LlavaOnevision
 from erase.hf.families.qwen2_vl import Qwen2VL
+from erase.hf.families.qwen3_5 import Qwen35
 
-FAMILIES: tuple[Family, ...] = (Qwen2VL(), InternVL(), Llava(), LlavaNext(), LlavaOnevision())
+FAMILIES: tuple[Family, ...] = (
+    Qwen2VL(),
+    Qwen35(),
+    InternVL(),
+    Llava(),
+    LlavaNext(),
+    LlavaOnevision(),
+)
 
 
 def supported_model_types() -> list[str]:
