@@ -61,7 +61,9 @@ def inspect_model(model: Any) -> Architecture:
     config: Any = model.config
     family = find_family(config.model_type)
     base: Any = unwrap(getattr(model, "base_model", model))
-    stack: Any = unwrap(getattr(base, "language_model", None))
+    names = ("language_model", "text_model")
+    found: Any = next((getattr(base, name) for name in names if hasattr(base, name)), None)
+    stack: Any = unwrap(found)
     if stack is None or not hasattr(base, "get_image_features"):
         raise TypeError(
             f"model: {type(model).__name__} has no language_model and get_image_features; "
@@ -88,10 +90,7 @@ def _attention_layers(layers: nn.ModuleList) -> tuple[int, ...]:
 
 
 def _refuse_attention(config: Any) -> None:
-    # Mistral's window holds in every layer and is not among the layer types.
-    window = getattr(config, "sliding_window", None)
-    default = "full_attention" if window is None else "sliding_attention"
-    kinds = set(getattr(config, "layer_types", None) or [default])
+    kinds = set(getattr(config, "layer_types", None) or [_kind_of_all_layers(config)])
     if "sliding_attention" in kinds or "chunked_attention" in kinds:
         raise ValueError(
             "model: sliding-window layers are not supported: a window counts cache slots, and "
@@ -101,3 +100,11 @@ def _refuse_attention(config: Any) -> None:
         raise ValueError("model: bidirectional attention is not supported: pruning needs causality")
     if getattr(config, "is_encoder_decoder", False) or "cross_attention" in kinds:
         raise ValueError("model: cross-attention models keep no visual tokens in the decoder")
+
+
+def _kind_of_all_layers(config: Any) -> str:
+    """What a configuration that lists no layers says of all of them."""
+    if getattr(config, "sliding_window", None) is not None:
+        return "sliding_attention"
+    chunked = getattr(config, "attention_chunk_size", None) is not None
+    return "chunked_attention" if chunked else "full_attention"

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from tests.families import internvl, llava, llava_next, llava_onevision, qwen2_vl, qwen3_5
+from importlib import import_module
+
 from tests.families._base import TinyFamily
 
-ALL: tuple[TinyFamily, ...] = (
-    *qwen2_vl.FAMILIES,
-    *qwen3_5.FAMILIES,
-    *internvl.FAMILIES,
-    *llava.FAMILIES,
-    *llava_next.FAMILIES,
-    *llava_onevision.FAMILIES,
+_MODULES = (
+    "qwen2_vl",
+    "qwen3_5",
+    "internvl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "glm4v",
+    "mistral3",
+    "idefics3",
+)
+"""Modules of this package, each with its tiny models as ``FAMILIES``."""
+
+ALL: tuple[TinyFamily, ...] = tuple(
+    family for name in _MODULES for family in import_module(f"{__name__}.{name}").FAMILIES
 )

@@ -57,6 +57,10 @@ class TinyFamily:
         """The stock processor's tensors, and what each image is made of."""
         raise NotImplementedError
 
+    def batch(self, rows: list[list[np.ndarray]]) -> tuple[dict[str, torch.Tensor], list[Any]]:
+        """``pictures`` of all rows, for processors that must know the rows."""
+        return self.pictures([image for row in rows for image in row])
+
     def slot(self, picture: Picture) -> list[int]:
         """Ids of one image in the prompt."""
         pad = [IDS["image_token_id"]] * len(picture.candidates)
@@ -89,8 +93,8 @@ class TinyFamily:
 
     def encode(self, rows: list[list[Any]], head: str = SYSTEM, tail: str = ANSWER) -> Prompt:
         """Left-padded batch: each row is a list of texts and uint8 images [H, W, 3]."""
-        images = [part for row in rows for part in row if isinstance(part, np.ndarray)]
-        tensors, truths = self.pictures(images) if images else ({}, [])
+        images = [[part for part in row if isinstance(part, np.ndarray)] for row in rows]
+        tensors, truths = self.batch(images) if any(images) else ({}, [])
         left = iter(truths)
         encoded = [self._row(row, head, tail, left) for row in rows]
         width = max(map(len, encoded))

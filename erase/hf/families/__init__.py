@@ -1,20 +1,24 @@
 """The supported model families; adding one is adding a file and a line here."""
 
-from erase.hf.families._protocol import Encoded, Family, Statistics, one_token_per_cell
-from erase.hf.families.internvl import InternVL
-from erase.hf.families.llava import Llava
-from erase.hf.families.llava_next import LlavaNext
-from erase.hf.families.llava_onevision import LlavaOnevision
-from erase.hf.families.qwen2_vl import Qwen2VL
-from erase.hf.families.qwen3_5 import Qwen35
+from importlib import import_module
 
-FAMILIES: tuple[Family, ...] = (
-    Qwen2VL(),
-    Qwen35(),
-    InternVL(),
-    Llava(),
-    LlavaNext(),
-    LlavaOnevision(),
+from erase.hf.families._protocol import Encoded, Family, Statistics, one_token_per_cell
+
+_ADAPTERS = (
+    "qwen2_vl",
+    "qwen3_5",
+    "internvl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "glm4v",
+    "mistral3",
+    "idefics3",
+)
+"""Modules of this package, each with its adapter as ``FAMILY``."""
+
+FAMILIES: tuple[Family, ...] = tuple(
+    import_module(f"{__name__}.{name}").FAMILY for name in _ADAPTERS
 )
 
 

@@ -40,3 +40,6 @@ class InternVL(Family):
                 f"merges in place, got {height}x{width} pixels"
             )
         return tile_entropies(pixels, (patch[0] * merge, patch[1] * merge), statistics)
+
+
+FAMILY = InternVL()

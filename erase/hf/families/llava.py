@@ -60,3 +60,6 @@ class Llava(Family):
         grids = [grid_of(size, patch) for size in sizes[: len(pixels)]]
         strategy = setting(base, call, "vision_feature_select_strategy")
         return with_leading_token(entropy, features, [r * c for r, c in grids], strategy)
+
+
+FAMILY = Llava()

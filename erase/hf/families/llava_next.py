@@ -13,3 +13,6 @@ class LlavaNext(AnyResolution):
     pixel_mean = CLIP.mean
     pixel_std = CLIP.std
     pack_settings = ("vision_feature_select_strategy",)
+
+
+FAMILY = LlavaNext()

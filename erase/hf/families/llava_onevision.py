@@ -20,3 +20,6 @@ class LlavaOnevision(AnyResolution):
     pixel_mean = HALF.mean
     pixel_std = HALF.std
     pack_settings = ("vision_aspect_ratio",)
+
+
+FAMILY = LlavaOnevision()

@@ -68,3 +68,6 @@ class Qwen2VL(Family):
             raise RuntimeError("stage 2: the model file has no function for rotary embeddings")
         rotated, _ = rotate(query, query, cos, sin, sections)
         return rotated
+
+
+FAMILY = Qwen2VL()

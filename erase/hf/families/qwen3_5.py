@@ -46,3 +46,6 @@ class Qwen35(Family):
     ) -> Tensor:
         """M-RoPE positions ``[3, B, S]``."""
         return mrope_positions(position_ids, batch, length, past, device)
+
+
+FAMILY = Qwen35()
