@@ -92,7 +92,8 @@ def initialise(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         if weight.ndim >= 2:
-            fan_in = weight[0].numel()
+            # Experts are stacked: [experts, out, in].
+            fan_in = weight.shape[-1] if ".experts." in name else weight[0].numel()
             gain = _ATTENTION_GAIN if ".q_proj." in name or ".k_proj." in name else 1.0
             scale = 1.0 if "embed_tokens" in name else gain / math.sqrt(fan_in)
             weight.data.normal_(0.0, scale, generator=generator)

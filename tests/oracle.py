@@ -2,7 +2,8 @@
 
 Nothing here comes from the packages under test. Stage 1 is ``tests/oracle_choices.py``. Stage-2
 scores are the attention weights that the stock eager attention returns (what
-``output_attentions`` reports) or, for the released query, float64 arithmetic on the layer's input.
+``output_attentions`` reports) or, for the released query, float64 arithmetic on the residual stream
+before (Qwen2) or after (Qwen3) the layer.
 Nothing is removed: every decoder layer of the full-length model gets a 4-D mask that hides the
 pruned columns, so positions, cache and decoding are those of the unpruned model. Linear-attention
 layers, which no mask makes blind, run over the visible tokens alone (``tests/oracle_states.py``).
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 
 from tests.oracle_choices import (
+    Picture,
     RowChoice,
     Turn,
     choose_image,
@@ -34,8 +36,8 @@ from tests.oracle_choices import (
 )
 from tests.oracle_states import see_only
 
-RELEASED_SKIP = 15
-"""Text tokens the published Qwen2.5-VL code leaves out of the queries."""
+RELEASED_SKIP = {"qwen2_vl": 15, "qwen2_5_vl": 15, "qwen3_vl": 4, "qwen3_vl_moe": 4}
+"""Text tokens the published code leaves out of the queries."""
 
 
 def rotate(
@@ -67,17 +69,25 @@ class Oracle:
         images: resized uint8 images [3, H, W] or pictures, in the order in which the coming
             prefills use them.
         follow: reports whose stage-2 choices replace its own; it still scores for itself.
+        videos: the same for videos, which are pruned too; None: they are not.
     """
 
     def __init__(
-        self, model: Any, config: Any, images: list[np.ndarray], follow: list[Any] | None = None
+        self,
+        model: Any,
+        config: Any,
+        images: list[Any],
+        follow: list[Any] | None = None,
+        videos: list[Any] | None = None,
     ) -> None:
         assert model.config.get_text_config()._attn_implementation == "eager"
         self.model = model
         self.config = config
         self.turns: list[Turn] = []
         self.other_prefills = 0  # prefills without images
-        self._images = list(images)
+        self._left = [("image", list(images))]
+        if videos is not None:
+            self._left.append(("video", list(videos)))
         self._follow = follow
         self._handles: list[Any] = []
         self._hidden: torch.Tensor | None = None  # bool [B, L]: columns pruned for good
@@ -97,6 +107,8 @@ class Oracle:
                 continue
             after = functools.partial(self._after_attention, index)
             self._handles.append(layer.self_attn.register_forward_hook(after, with_kwargs=True))
+        end = self._stack.norm.register_forward_pre_hook(lambda _, args: self._after_layer(args[0]))
+        self._handles.append(end)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -106,8 +118,8 @@ class Oracle:
 
     @property
     def unused_images(self) -> int:
-        """Images that no prefill has used."""
-        return len(self._images)
+        """Images and videos that no prefill has used."""
+        return sum(len(pictures) for _, pictures in self._left)
 
     @property
     def kept_columns(self) -> torch.Tensor:
@@ -125,14 +137,16 @@ class Oracle:
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else cache.get_seq_length()
         self._extend_state(ids, past, kwargs.get("attention_mask"))
-        image = ids == self.model.config.image_token_id
+        places = self._places(ids)
         rows = None
-        if bool(image.any()):
-            rows = self._choose_rows(ids, image, past)
+        if any(bool(places[modality].any()) for modality, _ in self._left):
+            rows = self._choose_rows(places, past)
             self.turns.append(Turn(rows, past, ids.shape[1]))
         elif ids.shape[1] > 1:
             self.other_prefills += 1
-        self._now = SimpleNamespace(past=past, length=ids.shape[1], rows=rows, stage1=None)
+        self._now = SimpleNamespace(
+            past=past, length=ids.shape[1], rows=rows, stage1=None, pending=None
+        )
         if rows is not None:
             self._now.stage1 = self._hidden_by(rows, "stage1")
             self._commit(rows)
@@ -149,26 +163,33 @@ class Oracle:
             assert mask.shape == self._valid.shape
             self._valid = mask.bool().cpu().clone()
 
-    def _choose_rows(self, ids: torch.Tensor, image: torch.Tensor, past: int) -> list[RowChoice]:
-        video = ids == getattr(self.model.config, "video_token_id", -1)
+    def _places(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """bool [B, S]: placeholders of each modality."""
+        config = self.model.config
+        video = getattr(config, "video_token_id", None)
+        return {
+            "image": ids == config.image_token_id,
+            "video": torch.zeros_like(ids).bool() if video is None else ids == video,
+        }
+
+    def _choose_rows(self, places: dict[str, torch.Tensor], past: int) -> list[RowChoice]:
+        text = self._valid[:, past:] & ~places["image"] & ~places["video"]
         rows = []
-        for b in range(ids.shape[0]):
-            visual = (past + image[b].nonzero().flatten()).tolist()
-            valid = self._valid[b, past:]
-            text = (past + (valid & ~image[b] & ~video[b]).nonzero().flatten()).tolist()
-            images, flags = [], []
-            while len(flags) < len(visual):
-                picture = picture_of(self._images.pop(0))
-                here = visual[len(flags) : len(flags) + len(picture.candidates)]
-                part = visible_part(picture, self._valid[b, here].tolist())
-                images.append(choose_image(self.config, part))
-                flags += picture.candidates
-            visual = [
-                v
-                for v, candidate in zip(visual, flags, strict=True)
-                if candidate and self._valid[b, v]
-            ]
-            rows.append(choose_row(self.config, visual, text, images))
+        for b in range(len(text)):
+            images: list[Picture] = []
+            visual: list[int] = []
+            for modality, left in self._left:
+                columns = (past + places[modality][b].nonzero().flatten()).tolist()
+                flags: list[bool] = []
+                while len(flags) < len(columns):
+                    whole = picture_of(left.pop(0))
+                    here = columns[len(flags) : len(flags) + len(whole.candidates)]
+                    images.append(visible_part(whole, self._valid[b, here].tolist()))
+                    flags += images[-1].candidates
+                visual += [v for v, candidate in zip(columns, flags, strict=True) if candidate]
+            queries = (past + text[b].nonzero().flatten()).tolist()
+            choices = [choose_image(self.config, picture) for picture in images]
+            rows.append(choose_row(self.config, visual, queries, choices))
         return rows
 
     def _hidden_by(self, rows: list[RowChoice], stage: str) -> torch.Tensor:
@@ -185,6 +206,7 @@ class Oracle:
 
     def _mask_layer(self, index: int, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         now = self._now
+        self._after_layer(args[0])
         now.layer_input = args[0]
         if hasattr(module, "linear_attn"):
             return args, kwargs
@@ -223,18 +245,30 @@ class Oracle:
         rows = self._now.rows
         if rows is None or not any(row.wanted_layer == index for row in rows):
             return
-        weights = _double(output[1])  # [B, H, S, past + S]
-        if self.config.query == "released":
-            weights = self._released_weights(module, kwargs)
-        for b, row in enumerate(rows):
+        if self.config.query != "released":
+            self._finish_rows(index, _double(output[1]))  # [B, H, S, past + S]
+        elif hasattr(module, "q_norm"):
+            self._now.pending = index, module, kwargs  # Qwen3 asks with what leaves the layer
+        else:
+            self._finish_rows(index, self._released_weights(module, kwargs, self._now.layer_input))
+
+    def _after_layer(self, hidden: torch.Tensor) -> None:
+        """The residual stream as the next layer, or the last norm, gets it."""
+        if self._now.pending is not None:
+            (index, module, kwargs), self._now.pending = self._now.pending, None
+            self._finish_rows(index, self._released_weights(module, kwargs, hidden))
+
+    def _finish_rows(self, index: int, weights: torch.Tensor) -> None:
+        for b, row in enumerate(self._now.rows):
             if row.wanted_layer == index:
                 self._finish_row(index, row, weights[b].mean(0))
                 if self._follow is not None:
                     row.kept = self._follow[len(self.turns) - 1].rows[b].kept.tolist()
-        self._commit(rows)
+        self._commit(self._now.rows)
 
     def _finish_row(self, index: int, row: RowChoice, weights: torch.Tensor) -> None:
-        skip = RELEASED_SKIP if self.config.query == "released" else 0
+        released = self.config.query == "released"
+        skip = RELEASED_SKIP[self.model.config.model_type] if released else 0
         queries = [t - self._now.past for t in row.text[skip:]]
         row.layer = index
         row.candidates = row.stage1
@@ -246,18 +280,26 @@ class Oracle:
         if last > 0:
             row.margin = float((last - first_dropped) / last)
 
-    def _released_weights(self, module: Any, kwargs: dict) -> torch.Tensor:
-        """float64 [B, H, S, L]: queries of the layer's un-normalised input, keys of the layer."""
+    def _released_weights(
+        self, module: Any, kwargs: dict[str, Any], residual: torch.Tensor
+    ) -> torch.Tensor:
+        """float64 [B, H, S, L]: queries of the un-normalised ``residual``, keys of the layer."""
         cos, sin = map(_double, kwargs["position_embeddings"])
         sections = self.model.config.get_text_config().rope_parameters["mrope_section"]
 
-        def heads(projection: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-            y = _double(x) @ _double(projection.weight).T + _double(projection.bias)
-            y = y.view(*x.shape[:2], -1, module.head_dim).transpose(1, 2)
-            return rotate(y, cos, sin, sections)
+        def heads(name: str, x: torch.Tensor) -> torch.Tensor:
+            projection = getattr(module, f"{name}_proj")
+            y = _double(x) @ _double(projection.weight).T
+            if projection.bias is not None:
+                y = y + _double(projection.bias)
+            y = y.view(*x.shape[:2], -1, module.head_dim)
+            norm = getattr(module, f"{name}_norm", None)
+            if norm is not None:
+                mean_square = y.pow(2).mean(-1, keepdim=True)
+                y = y / (mean_square + norm.variance_epsilon).sqrt() * _double(norm.weight)
+            return rotate(y.transpose(1, 2), cos, sin, sections)
 
-        query = heads(module.q_proj, self._now.layer_input)
-        key = heads(module.k_proj, kwargs["hidden_states"])
+        query, key = heads("q", residual), heads("k", kwargs["hidden_states"])
         cache = kwargs.get("past_key_values")
         if cache is not None:
             past = cache.layers[module.layer_idx].keys[:, :, : self._now.past]

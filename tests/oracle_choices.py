@@ -84,17 +84,22 @@ def _term_table(pixels: int) -> np.ndarray:
 
 def cell_entropies(image: np.ndarray, cell: int = CELL) -> np.ndarray:
     """Entropy of every cell of a uint8 image [3, H, W], row-major, f32 [n] in nats."""
-    red, green, blue = (channel.astype(np.float32) for channel in image)
+    return slice_entropies(image[None], cell)
+
+
+def slice_entropies(frames: np.ndarray, cell: int) -> np.ndarray:
+    """Entropy of every cell of uint8 frames [F, 3, H, W], all its frames in one histogram."""
+    red, green, blue = (frames[:, channel].astype(np.float32) for channel in range(3))
     luma = (
         np.float32(0.299) * red + np.float32(0.587) * green
     )  # numpy rounds every step, no fused multiply-add
     luma = np.clip(np.floor(luma + np.float32(0.114) * blue), 0, 255).astype(np.int64)
-    height, width = luma.shape
-    blocks = luma.reshape(height // cell, cell, width // cell, cell).transpose(0, 2, 1, 3)
-    table = _term_table(cell * cell)
+    count, height, width = luma.shape
+    blocks = luma.reshape(count, height // cell, cell, width // cell, cell).transpose(1, 3, 0, 2, 4)
+    table = _term_table(count * cell * cell)
     totals = [
         int(table[-1]) - int(table[np.bincount(block.ravel(), minlength=256)].sum())
-        for block in blocks.reshape(-1, cell, cell)
+        for block in blocks.reshape(-1, count * cell * cell)
     ]
     return np.array([np.float32(total) * np.float32(1.0 / _SCALE) for total in totals], np.float32)
 
@@ -167,7 +172,8 @@ def choose_row(
     """Stage 1 of a row, and whether stage 2 has anything left to do."""
     starts = np.cumsum([0, *(len(image.entropy) for image in images)])
     assert starts[-1] == len(visual), "images do not cover the visual tokens of the row"
-    stage1 = [visual[s + j] for s, image in zip(starts, images, strict=False) for j in image.kept]
+    kept = [visual[s + j] for s, image in zip(starts, images, strict=False) for j in image.kept]
+    stage1 = sorted(kept)  # videos come after the images, but may stand before them
     row = RowChoice(images, visual, text, None, None, stage1, kept=stage1)
     if images and config.stage2 and config.keep_ratio is not None:
         budget = int(len(visual) * config.keep_ratio)

@@ -77,30 +77,35 @@ def chat_processor(do_normalize: bool = True):
     return load_processor(image_processor(do_normalize))
 
 
-def cells_to_image(patches: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """Undo the patch order of one image: [patches, C * 2 * 14 * 14] -> [C, H, W] (first frame)."""
+def cells_to_image(
+    patches: np.ndarray, grid: tuple[int, int, int], patch: int = PATCH
+) -> np.ndarray:
+    """Undo the patch order of one image: [patches, C * 2 * p * p] -> [C, H, W] (first frame)."""
     _, height, width = grid
     blocks = patches.reshape(
-        height // MERGE, width // MERGE, MERGE, MERGE, 3, TEMPORAL, PATCH, PATCH
+        height // MERGE, width // MERGE, MERGE, MERGE, 3, TEMPORAL, patch, patch
     )
     image = blocks[:, :, :, :, :, 0].transpose(4, 0, 2, 5, 1, 3, 6)
-    return image.reshape(3, height * PATCH, width * PATCH)
+    return image.reshape(3, height * patch, width * patch)
 
 
-def image_to_cells(image: np.ndarray) -> np.ndarray:
-    """The processor's patch order for one frame: [C, H, W] -> [patches, C, 14, 14]."""
+def image_to_cells(image: np.ndarray, patch: int = PATCH) -> np.ndarray:
+    """The processor's patch order for one frame: [C, H, W] -> [patches, C, patch, patch]."""
     _, height, width = image.shape
-    blocks = image.reshape(3, height // CELL, MERGE, PATCH, width // CELL, MERGE, PATCH)
-    return blocks.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3, PATCH, PATCH)
+    cell = MERGE * patch
+    blocks = image.reshape(3, height // cell, MERGE, patch, width // cell, MERGE, patch)
+    return blocks.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3, patch, patch)
 
 
-def split_images(pixel_values: torch.Tensor, grids: torch.Tensor) -> list[np.ndarray]:
+def split_images(
+    pixel_values: torch.Tensor, grids: torch.Tensor, patch: int = PATCH
+) -> list[np.ndarray]:
     """Per-image arrays [C, H, W] out of the concatenated patches of a batch."""
     lengths = [int(grid.prod()) for grid in grids]
     parts = pixel_values.float().cpu().numpy()
     offsets = np.cumsum([0, *lengths])
     return [
-        cells_to_image(parts[a:b], tuple(int(v) for v in grid))
+        cells_to_image(parts[a:b], tuple(int(v) for v in grid), patch)
         for a, b, grid in zip(offsets[:-1], offsets[1:], grids, strict=True)
     ]
 

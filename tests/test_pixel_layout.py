@@ -99,6 +99,26 @@ def test_only_the_first_temporal_slot_is_read() -> None:
     assert patch_entropy_from_pixels(values, layout, backend="native").isfinite().all()
 
 
+@pytest.mark.parametrize(("patch", "merge", "temporal"), [(4, 2, 2), (5, 1, 3)])
+def test_all_frames_are_read(patch: int, merge: int, temporal: int) -> None:
+    """Each pixel of a patch, frame after frame; channels stay apart."""
+    layout = PixelLayout.qwen(patch, merge, temporal, all_frames=True)
+    assert layout.cell_pixels == (patch * merge) ** 2 * temporal
+    assert layout.shape == PixelLayout.qwen(patch, merge, temporal).shape
+    levels = torch.randint(0, 256, (6 * merge**2, 3, temporal, patch, patch), dtype=torch.uint8)
+    flat = normalize_levels(levels.transpose(0, 1).reshape(3, -1), layout)
+    values = flat.view(3, len(levels), -1).transpose(0, 1).reshape(len(levels), -1)
+    recovered = layout.recover(values)
+    by_cell = levels.view(6, merge**2, 3, -1).transpose(1, 2).reshape(6, 3, -1)
+    assert torch.equal(recovered, by_cell)
+
+
+def test_pixels_of_a_slice() -> None:
+    assert PixelLayout.qwen(14, all_frames=True).cell_pixels == 1568
+    assert PixelLayout.qwen(16, all_frames=True).cell_pixels == 2048
+    assert PixelLayout.qwen(14, all_frames=True) != PixelLayout.qwen(14)
+
+
 def test_tiles_order() -> None:
     layout = PixelLayout.tiles(4, 8, 12, CLIP_MEAN, CLIP_STD)
     image = make_image(16, 24, kind="noise")  # 2 x 2 tiles of 8 x 12 pixels

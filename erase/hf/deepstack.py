@@ -28,13 +28,17 @@ class Deepstack:
 
     Args:
         mask: bool [B, S], image and video tokens.
-        planes: per early layer ``[visual tokens, D]``, in the order of the mask.
-        total: number of visual tokens.
+        planes: per early layer ``[visual tokens, D]``, in the order of the mask; at least one.
     """
 
-    def __init__(self, mask: Tensor, planes: Sequence[Tensor], total: int) -> None:
-        self.mask, self.planes, self.total = mask, list(planes), total
+    def __init__(self, mask: Tensor, planes: Sequence[Tensor]) -> None:
+        self.mask, self.planes = mask, list(planes)
         self.moved = False  # since the model was given them
+
+    @property
+    def total(self) -> int:
+        """Visual tokens that the planes have rows for."""
+        return len(self.planes[0])
 
     def follow(self, move: Move, dropped: int) -> None:
         """Keep what a gather of the sequence keeps; ``dropped`` visual tokens go."""
@@ -49,7 +53,6 @@ class Deepstack:
             # Planes may be on other devices than the sequence.
             planes += compact_rows([plane[None]], where, int32([kept], plane.device))
         self.planes = [plane[0] for plane in planes]
-        self.total = kept
         self.moved = True
 
     def arguments(self) -> dict[str, Any]:

@@ -8,12 +8,16 @@ from erase.hf.architecture import Architecture
 from erase.hf.families import Statistics
 
 
-def statistics_for(architecture: Architecture, processor: Any | None) -> Statistics:
+def statistics_for(
+    architecture: Architecture, processor: Any | None, part: str = "image_processor"
+) -> Statistics:
     """Normalisation of the model's ``pixel_values``.
 
     Args:
         architecture: of the model.
         processor: the processor or image processor in use; None assumes the family's usual one.
+        part: the attribute of a processor that makes the pixels: ``video_processor`` for those of
+            videos. What has none is taken as the processor of these pixels itself.
 
     Raises:
         TypeError: ``processor`` has no image normalisation settings.
@@ -22,7 +26,9 @@ def statistics_for(architecture: Architecture, processor: Any | None) -> Statist
     family = architecture.family
     if processor is None:
         return family.usual_statistics(architecture.base.config)
-    image_processor = getattr(processor, "image_processor", processor)
+    image_processor = getattr(processor, part, None)
+    if image_processor is None:  # one processor makes both kinds of pixels
+        image_processor = getattr(processor, "image_processor", processor)
     if not hasattr(image_processor, "do_normalize"):
         raise TypeError(
             "processor: expected a processor or image processor with do_normalize, image_mean "

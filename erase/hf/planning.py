@@ -24,7 +24,7 @@ class RowCounts:
     """Numbers of tokens in each batch row."""
 
     valid: tuple[int, ...]  # not padding
-    placeholders: tuple[int, ...]  # image and video tokens, pruned or not
+    unpruned: tuple[int, ...]  # placeholders of a modality that is not pruned
     visual: tuple[int, ...]  # candidates
     text: tuple[int, ...]  # valid tokens that are neither image nor video nor drafted
     past: tuple[int, ...]  # valid cache slots before this prefill
@@ -160,7 +160,7 @@ def _plan(
         row_plans=method.decide(images, batch),
         counts=RowCounts(
             valid=valid,
-            placeholders=tuple(map(sum, zip(*held, unpruned, strict=True))),
+            unpruned=unpruned,
             visual=tuple(sum(i.size for i in images if i.row == b) for b in range(batch)),
             text=text,
             past=past,

@@ -19,7 +19,7 @@ from erase.hf.masks import past_validity, slot_mask
 from erase.hf.planning import Surroundings, check_layers, plan_images
 from erase.hf.prompt import Prompt, check_mask
 from erase.hf.recurrent import linear_mask, mask_of_layer, masks_by_kind
-from erase.hf.refusals import check_checkpointing, check_encoded
+from erase.hf.refusals import check_checkpointing, check_encoded, refuse_without_pixels
 from erase.hf.reporting import build_report
 from erase.hf.scoring import Observed, RowScores, Scored, score_rows
 from erase.hf.signals import APPROXIMATE_KEY, Modality, entropies_in
@@ -38,6 +38,7 @@ class Prefill:
     session: Session
     method: Method
     prompt: Prompt
+    expected: tuple[Modality, ...]  # what was brought, and must have been encoded by then
     encoded: dict[Modality, tuple[Encoded, ...]] = field(default_factory=dict)
     approximate: bool = False
     row_scores: dict[int, RowScores] = field(default_factory=dict)
@@ -71,8 +72,11 @@ class Prefill:
         check_mask(mask)
         if torch.is_grad_enabled():
             check_checkpointing(self.session.architecture.layers)
-        if not self.encoded:
-            raise RuntimeError("stage 1: the images were never encoded through get_image_features")
+        for modality in self.expected:
+            if modality not in self.encoded:
+                raise RuntimeError(
+                    f"stage 1: the {modality}s were never encoded through get_{modality}_features"
+                )
         self.batch, self.length = embeds.shape[:2]
         self.device, self.dtype = embeds.device, embeds.dtype
         self.past, self.logical_past = kv.physical_length(cache), kv.logical_length(cache)
@@ -113,13 +117,16 @@ class Prefill:
         around = Surroundings(self._text, unpruned, valid, self.past_valid, self.past, devices)
         self.plan = plan_images(self.method, streams, around)
         check_layers(self.plan, architecture.facts)
+        if self.session.videos and any(self.plan.counts.unpruned):
+            # Whatever did not come with pixels has no entropies either.
+            refuse_without_pixels("video" if "image" in self.encoded else "image")
 
     def _stage1(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         plan, kwargs = self.plan, dict(kwargs)
         planes = kwargs.get(PLANES_ARGUMENT)
-        if planes is not None:
-            total, self._masked = sum(plan.counts.placeholders), sum(plan.counts.masked)
-            self.deepstack = Deepstack(kwargs[MASK_ARGUMENT], planes, total)
+        if planes:
+            self.deepstack = Deepstack(kwargs[MASK_ARGUMENT], planes)
+            self._masked = sum(plan.counts.masked)
         if plan.drops or self.method.force_gathers:
             keep = self.slots.keep_all()
             if plan.drops:

@@ -12,7 +12,7 @@ from torch import Tensor
 from erase.hf.architecture import Architecture
 from erase.hf.families import Encoded
 from erase.hf.ownership import Stream, join_tiles
-from erase.hf.signals import Modality
+from erase.hf.signals import PIXELS, Modality
 from erase.transfer import moved
 
 
@@ -63,13 +63,11 @@ class Prompt:
 def brought(call: Mapping[str, Any], videos: bool) -> dict[Modality, Any]:
     """What a call brings that is to be pruned: encoder output, None where pixels came."""
     outputs = call.get("mm_encoder_outputs") or {}
-    pixels: dict[Modality, str] = {"image": "pixel_values"}
-    if videos:
-        pixels["video"] = "pixel_values_videos"
     return {
         modality: outputs.get(modality)
-        for modality, name in pixels.items()
-        if outputs.get(modality) is not None or call.get(name) is not None
+        for modality, name in PIXELS.items()
+        if (videos or modality == "image")
+        and (outputs.get(modality) is not None or call.get(name) is not None)
     }
 
 

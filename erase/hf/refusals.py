@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from erase.hf.cache import CACHE_REFUSALS, check_cache, physical_length
 from erase.hf.current import assisted
 from erase.hf.families import Family
 from erase.hf.running import callers_of, is_call_of
-from erase.hf.signals import entropies_in
+from erase.hf.signals import PIXELS, Modality, entropies_in
 from erase.hf.wrappers import unwrap
 from erase.methods import Method
 from erase.transfer import download
@@ -36,8 +36,10 @@ ASSISTED_OPTIONS = (
 """Settings of ``generate`` under which the first forward holds drafted tokens."""
 
 
-def check_generate(model: Any, kwargs: dict[str, Any]) -> int | None:
+def check_generate(model: Any, kwargs: dict[str, Any], videos: bool) -> int | None:
     """Refuse settings of ``generate`` under which pruning would be wrong or silent.
+
+    With ``videos`` those are to be pruned too.
 
     Returns:
         The prompt's length where generation is assisted, else None.
@@ -68,9 +70,10 @@ def check_generate(model: Any, kwargs: dict[str, Any]) -> int | None:
         reason = CACHE_REFUSALS.get(implementation, "only the default dynamic cache is supported")
         raise ValueError(f"cache_implementation: {implementation!r} is not supported: {reason}")
     check_cache(kwargs.get("past_key_values"))
-    encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-    if encoded is not None:
-        check_encoded(encoded, "image")
+    outputs = kwargs.get("mm_encoder_outputs") or {}
+    for modality in ("image", "video") if videos else ("image",):
+        if outputs.get(modality) is not None:
+            check_encoded(outputs[modality], modality)
     if not any(setting(name) for name in ASSISTED_OPTIONS):
         return None
     # The mask covers the tokens of a cache too, input_ids need not.
@@ -79,7 +82,7 @@ def check_generate(model: Any, kwargs: dict[str, Any]) -> int | None:
     return None if prompt is None else int(prompt.shape[1])
 
 
-def check_outer_generate(base: nn.Module) -> int | None:
+def check_outer_generate(base: nn.Module, videos: bool) -> int | None:
     """``check_generate`` of the generate() that this thread is in with ``base`` inside its model.
 
     A session on a base model does not see the generate() of the model around it, only the forwards
@@ -92,7 +95,7 @@ def check_outer_generate(base: nn.Module) -> int | None:
             call = frame.f_locals
             given = {name: call.get(name) for name in ("inputs", "assistant_model")}
             options = {**call["kwargs"], **given, "generation_config": call["generation_config"]}
-            return check_generate(model, options)
+            return check_generate(model, options, videos)
     return None
 
 
@@ -129,7 +132,7 @@ def complain(reason: str) -> None:
 
 
 def check_encoded(encoder_output: Any, modality: str) -> None:
-    """ValueError where encoded images carry no entropies."""
+    """ValueError where encoded images or videos carry no entropies."""
     if entropies_in(encoder_output) is None:
         raise ValueError(
             f"mm_encoder_outputs: {modality} embeddings came without their pixels, so there are no "
@@ -204,10 +207,26 @@ def check_images_have_pixels(
         return
     last = found[:, -tokens.shape[1] :]
     hits = torch.stack([torch.eq(last, kind).any() for kind in types])
-    if download(hits.any().reshape(1))[0]:
+    for modality, hit in zip(PIXELS, download(hits), strict=False):
+        if hit:
+            refuse_without_pixels(modality)
+
+
+def refuse_without_pixels(modality: Modality) -> NoReturn:
+    """ValueError: a prompt has tokens of images or videos that never came."""
+    raise ValueError(
+        f"{PIXELS[modality]}: the prompt has {modality} tokens but no pixels came with it, so it "
+        f"cannot be pruned; pass {PIXELS[modality]}"
+    )
+
+
+def check_router_logits(call: dict[str, Any]) -> None:
+    """ValueError where a model of experts would sum its load-balancing loss over pruned tokens."""
+    options = {**call, **call.get("kwargs", {})}
+    if options.get("output_router_logits") and options.get("attention_mask") is not None:
         raise ValueError(
-            "pixel_values: the prompt has image tokens but no pixels came with it, so it cannot "
-            "be pruned; pass pixel_values"
+            "output_router_logits: the load-balancing loss counts the rows of attention_mask in "
+            "every layer, and pruned layers have fewer; turn it off, or pass no attention_mask"
         )
 
 

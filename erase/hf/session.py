@@ -9,7 +9,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ from erase.hf.refusals import (
     check_images_have_pixels,
     check_method,
     check_outer_generate,
+    check_router_logits,
     check_videos,
     complain,
     refuse_continuous_batching,
@@ -43,7 +44,7 @@ from erase.hf.refusals import (
 from erase.hf.reporting import note_first_decode
 from erase.hf.resolution import check_resolution
 from erase.hf.running import RunningPrefills
-from erase.hf.signals import with_image_entropies, with_video_entropies
+from erase.hf.signals import Modality, with_image_entropies, with_video_entropies
 from erase.hf.wrappers import hide_attribute
 from erase.methods import Method
 from erase.report import PrefillReport
@@ -70,7 +71,8 @@ def prune(
         model: a supported vision-language model (``erase.hf.supported_model_types()``).
         method: what to prune, e.g. ``EraseConfig.for_model(model, keep_ratio=0.15)``.
         processor: the processor that makes ``pixel_values``; its normalisation is undone to get
-            the exact pixels back. None: the family's usual statistics.
+            the exact pixels back, for videos that of its ``video_processor``. None: the family's
+            usual statistics.
         videos: also prune videos, in the families that support it: a cell's entropy is that of
             its pixels in all frames of its temporal slice, and a video is planned like one image.
             Otherwise videos pass through.
@@ -101,6 +103,7 @@ class Session:
         reports: the last prefills, oldest first. ``report``: the last one, None before any.
         prefills_seen, prefills_pruned: prefills that brought new images, and those of them that
             went through the method's stages. They differ only where an exception was raised.
+        videos: whether videos are pruned.
         closed: True after ``remove()``.
     """
 
@@ -110,10 +113,14 @@ class Session:
         self.architecture = inspect_model(model)
         check_hook_points(self.architecture)
         check_videos(self.architecture.family, videos)
-        self._videos = videos
+        self.videos = videos
         method.validate(self.architecture.facts)
         check_method(self.architecture.family, method)
-        statistics = statistics_for(self.architecture, processor)
+        statistics: dict[Modality, Statistics] = {
+            "image": statistics_for(self.architecture, processor)
+        }
+        if videos:
+            statistics["video"] = statistics_for(self.architecture, processor, "video_processor")
         self.reports: deque[PrefillReport] = deque(maxlen=keep_reports)
         self.prefills_seen = 0
         self.prefills_pruned = 0
@@ -135,7 +142,7 @@ class Session:
 
     # -- installing and removing -----------------------------------------------------------------
 
-    def _install(self, statistics: Statistics) -> None:
+    def _install(self, statistics: Mapping[Modality, Statistics]) -> None:
         architecture = self.architecture
         base, stack = architecture.base, architecture.language_model
         name = architecture.text_config._attn_implementation
@@ -165,13 +172,13 @@ class Session:
         self._undo.callback(handle.remove)
         self._undo.callback(stack.register_forward_hook(self._leave, with_kwargs=True).remove)
 
-    def _wrap_encoders(self, statistics: Statistics) -> None:
+    def _wrap_encoders(self, statistics: Mapping[Modality, Statistics]) -> None:
         base, family = self.architecture.base, self.architecture.family
-        encode = with_image_entropies(base.get_image_features, base, family, statistics)
+        encode = with_image_entropies(base.get_image_features, base, family, statistics["image"])
         self._set(base, "get_image_features", encode)
         if hasattr(base, "get_video_features"):
             encode = with_video_entropies(
-                base.get_video_features, base, family, statistics if self._videos else None
+                base.get_video_features, base, family, statistics.get("video")
             )
             self._set(base, "get_video_features", encode)
 
@@ -186,7 +193,7 @@ class Session:
         def checked_generate(*args: Any, **kwargs: Any) -> Any:
             call = signature.bind_partial(*args, **kwargs).arguments
             options = {**call, **call.pop("kwargs", {})}
-            with assisted_generation(check_generate(self.architecture.model, options)):
+            with assisted_generation(check_generate(self.architecture.model, options, self.videos)):
                 return generate(*args, **kwargs)
 
         return checked_generate
@@ -259,12 +266,13 @@ class Session:
             self._end()
             complain(UNFINISHED)
         call = self._signature.bind(module, *args, **kwargs).arguments
-        encoded = brought(call, self._videos)
+        encoded = brought(call, self.videos)
         if not encoded:
-            check_images_have_pixels(self.architecture, call, self._videos)
+            check_images_have_pixels(self.architecture, call, self.videos)
             return
+        check_router_logits(call)
         prompt = Prompt(call.get("input_ids"), call.get("inputs_embeds"))
-        prefill = Prefill(self, self.method, prompt)
+        prefill = Prefill(self, self.method, prompt, tuple(encoded))
         if not self._running.start():
             return
         with self._counting:
@@ -296,7 +304,7 @@ class Session:
         if prefill is not None and base is not self.architecture.model:
             return args, prefill.enter(kwargs)
         if prefill is not None:  # generate() belongs to a model around it
-            with assisted_generation(check_outer_generate(base)):
+            with assisted_generation(check_outer_generate(base, self.videos)):
                 return args, prefill.enter(kwargs)
         if not self.closed and kwargs["inputs_embeds"].shape[1] > 1:
             check_hooks_ran(base, self._opener in base._forward_pre_hooks)

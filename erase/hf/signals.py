@@ -12,7 +12,7 @@ import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -21,11 +21,13 @@ from erase.hf.current import current_prefill
 from erase.hf.families import Encoded, Family, Statistics, one_token_per_cell
 
 Modality = Literal["image", "video"]
+PIXELS: dict[Modality, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
+"""The argument that brings the pixels of each modality."""
 
 ENTROPY_KEY = "erase_entropy"
 """Entry of the encoder output: one ``Encoded`` per image, video or tile."""
 APPROXIMATE_KEY = "erase_approximate"
-"""Entry beside it where bf16 pixels were recovered only approximately."""
+"""Entry beside it where bf16 pixels may be recovered only approximately."""
 
 
 class _Encoding(threading.local):
@@ -64,7 +66,7 @@ def with_image_entropies(
         if isinstance(output, tuple):  # return_dict=False: nothing to attach them to
             return output
         encoded = family.tokens(base, call, entropy, output.pooler_output)
-        return _attach(output, encoded, call["pixel_values"], "image")
+        return _attach(output, encoded, call, "image", statistics)
 
     return get_image_features
 
@@ -89,15 +91,22 @@ def with_video_entropies(
         if isinstance(output, tuple):
             return output
         encoded = one_token_per_cell(entropy, output.pooler_output)
-        return _attach(output, encoded, call["pixel_values_videos"], "video")
+        return _attach(output, encoded, call, "video", statistics)
 
     return get_video_features
 
 
-def _attach(output: Any, encoded: list[Encoded], pixels: Any, modality: Modality) -> Any:
+def _attach(
+    output: Any,
+    encoded: list[Encoded],
+    call: Mapping[str, Any],
+    modality: Modality,
+    statistics: Statistics,
+) -> Any:
     output[ENTROPY_KEY] = tuple(encoded)
+    pixels = call[PIXELS[modality]]
     first = pixels[0] if isinstance(pixels, (list, tuple)) else pixels
-    if first.dtype == torch.bfloat16:
+    if first.dtype == torch.bfloat16 and not statistics.exact_in_bfloat16:
         output[APPROXIMATE_KEY] = True
     prefill = current_prefill()
     if prefill is not None:

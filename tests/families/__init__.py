@@ -8,6 +8,7 @@ from tests.families._base import TinyFamily
 
 _MODULES = (
     "qwen2_vl",
+    "qwen3_vl",
     "qwen3_5",
     "internvl",
     "llava",

@@ -10,14 +10,35 @@ import torch
 from tests.families._base import IDS, TinyFamily
 from tests.models import build_model, shared_model
 from tests.oracle_choices import Picture, cell_entropies
-from tests.prompts import MERGE, Prompt, image_processor, resized_uint8
+from tests.prompts import CLIP_MEAN, CLIP_STD, MERGE, PATCH, Prompt, image_processor, resized_uint8
 
 
-class TinyQwen2(TinyFamily):
-    """The models of ``tests/models.py``."""
+class QwenPrompts(TinyFamily):
+    """What the Qwen families share: positions of three axes, which a stock model must be given."""
 
     released = True
     mrope = True
+    patch: int  # pixels along a side
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def token_types(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"mm_token_type_ids": (ids == IDS["image_token_id"]).int()}
+
+    def decode_positions(self, model: Any, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        return mrope_step(model, mask)
+
+    def later_images(self, model: Any, joined: dict, prompts: list[Prompt]) -> dict[str, Any]:
+        extra = super().later_images(model, joined, prompts)
+        return {**extra, "position_ids": mrope_positions(model, joined, prompts)}
+
+
+class TinyQwen2(QwenPrompts):
+    """The models of ``tests/models.py``."""
+
+    patch = PATCH
+    mean = CLIP_MEAN
+    std = CLIP_STD
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -32,16 +53,6 @@ class TinyQwen2(TinyFamily):
         tensors = dict(image_processor()(images, return_tensors="pt"))
         entropies = [cell_entropies(image) for image in resized_uint8(images)]
         return tensors, [Picture(e, [True] * len(e)) for e in entropies]
-
-    def token_types(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"mm_token_type_ids": (ids == IDS["image_token_id"]).int()}
-
-    def decode_positions(self, model: Any, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        return mrope_step(model, mask)
-
-    def later_images(self, model: Any, joined: dict, prompts: list[Prompt]) -> dict[str, Any]:
-        extra = super().later_images(model, joined, prompts)
-        return {**extra, "position_ids": mrope_positions(model, joined, prompts)}
 
 
 def mrope_step(model: Any, mask: torch.Tensor) -> dict[str, torch.Tensor]:

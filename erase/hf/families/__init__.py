@@ -6,6 +6,7 @@ from erase.hf.families._protocol import Encoded, Family, Statistics, one_token_p
 
 _ADAPTERS = (
     "qwen2_vl",
+    "qwen3_vl",
     "qwen3_5",
     "internvl",
     "llava",

@@ -6,6 +6,7 @@ differs from a plain decoder (one row of positions, one token per cell, no publi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 
 UINT8_SCALE = 255.0
 """Processors map levels 0..255 to 0..1 unless ``do_rescale`` is off or the factor is changed."""
+MOST_LEVEL = 255
+BF16_SIGNIFICANT_BITS = 8
+HALF_LEVEL = 0.499
+"""Less a little for the rounding of fp32 arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,19 @@ class Statistics:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scale: float = UINT8_SCALE
+
+    @property
+    def exact_in_bfloat16(self) -> bool:
+        """Whether rounding to bf16 moves no value by half a gray level (a bound, by spacing)."""
+        highest = MOST_LEVEL / self.scale
+        for mean, std in zip(self.mean, self.std, strict=True):
+            largest = max(mean, highest - mean) / std
+            # Powers of two are exact: what counts is the spacing right below the largest value.
+            _, exponent = math.frexp(math.nextafter(largest, 0.0))
+            spacing = 2.0 ** (exponent - BF16_SIGNIFICANT_BITS)
+            if spacing / 2 * std * self.scale >= HALF_LEVEL:
+                return False
+        return True
 
 
 @dataclass(frozen=True)
