@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import report
-from tools import gpu_check, gpu_plan, gpu_runner, gpu_steps
+from tools import flash_attention, gpu_check, gpu_plan, gpu_runner, gpu_steps
 from tools.gpu_steps import FAILED, NOT_RUN, PASSED, TIMED_OUT, Result, Step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -236,12 +236,28 @@ def test_dry_run_names_every_command() -> None:
         assert re.search(r"-n \d+ (?:--ignore=\S+ )?tests/", lines[name])
         assert ("ERASE_KERNELS_TEST_BACKENDS={backends}" in lines[name]) == (name != "integration")
     assert f"--ignore={stress} " in lines["operators"]
+    assert "ERASE_KERNELS_TEST_DEVICE=cuda" in lines["flash"]
+    assert lines["flash"].endswith("-m tools.flash_attention")
     assert "-m bench --device cuda --budget" in lines["benchmarks"]
     assert "abc123" in lines["benchmarks"]
     quick = subprocess.run([*command, "--quick"], cwd=ROOT, capture_output=True, text=True)
     assert [line.split(" ")[0] for line in quick.stdout.splitlines()] == list(gpu_plan.QUICK)
     only = subprocess.run([*command, "--only", "native"], cwd=ROOT, capture_output=True, text=True)
     assert [line.split(" ")[0] for line in only.stdout.splitlines()] == ["facts", "native"]
+
+
+def test_flash_attention_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Declined with the reason, or pytest's own exit status."""
+    assert all((ROOT / path).is_file() for path in flash_attention.TESTS)
+    monkeypatch.setattr(flash_attention, "PACKAGES", ("no-such-package",))
+    assert flash_attention.main() == gpu_steps.DECLINED
+    assert capfd.readouterr().out == "NOT RUN: flash-attn is not installed\n"
+    monkeypatch.setattr(flash_attention, "PACKAGES", ("no-such-package", "pytest"))
+    monkeypatch.setattr(flash_attention, "TESTS", ("tests/none.py",))
+    assert flash_attention.main() not in (0, gpu_steps.DECLINED)
+    assert f"with pytest {pytest.__version__}" in capfd.readouterr().out
 
 
 def test_the_folder_is_the_benchmarks_folder() -> None:

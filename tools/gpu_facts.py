@@ -12,6 +12,7 @@ import subprocess
 import torch
 
 PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest", "pytest-xdist", "hypothesis")
+FLASH = ("flash-attn", "flash-attn-3", "flash-attn-4")
 BUILDERS = ("setuptools", "cmake", "ninja")
 QUERY = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
 
@@ -35,7 +36,7 @@ def nvcc() -> str:
 
 def main() -> None:
     facts: dict[str, object] = {"python": platform.python_version()}
-    facts |= {package: version(package) for package in (*PACKAGES, *BUILDERS)}
+    facts |= {package: version(package) for package in (*PACKAGES, *FLASH, *BUILDERS)}
     facts |= {"torch": str(torch.__version__), "cuda": torch.version.cuda, "nvcc": nvcc()}
     facts["device"] = None
     if torch.cuda.is_available():

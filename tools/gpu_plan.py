@@ -18,7 +18,7 @@ STUCK_S = 90  # after which a test's stack is printed
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 TESTS = ("operators", "stress", "integration")
-NAMES = ("facts", "native", *SANITIZERS, *TESTS, "first-calls", "benchmarks")
+NAMES = ("facts", "native", *SANITIZERS, *TESTS, "flash", "first-calls", "benchmarks")
 QUICK = ("facts", *TESTS, "benchmarks")
 NEED_NATIVE = (*SANITIZERS, "first-calls")
 STRESS = "tests/device/test_compact_stress.py"
@@ -40,6 +40,7 @@ def plan(arguments: argparse.Namespace) -> list[Step]:
         build(),
         *map(sanitizer, SANITIZERS),
         *test_steps(arguments.quick),
+        flash(),
         first_calls(),
         benchmarks(arguments),
     ]
@@ -80,6 +81,12 @@ def test_steps(quick: bool) -> list[Step]:
         Step("stress", "compaction in place, over and over", stress, 120, every, tests=True),
         Step("integration", "integration tests", integration, 240, TEST_ENVIRONMENT, tests=True),
     ]
+
+
+def flash() -> Step:
+    command = (sys.executable, "-m", "tools.flash_attention")
+    what = "integration tests with flash-attn"
+    return Step("flash", what, command, 120, TEST_ENVIRONMENT, tests=True)
 
 
 def first_calls() -> Step:

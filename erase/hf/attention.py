@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from erase.hf.current import current_prefill
+from erase.hf.prefill_hooks import never_compiled
 
 _lock = threading.Lock()
 _users: dict[str, int] = {}
@@ -58,20 +59,29 @@ def _observing(inner: Callable[..., Any] | None) -> Callable[..., Any]:
         attention_mask: Any,
         **kwargs: Any,
     ) -> Any:
-        forward = inner or _own_eager(module)
+        forward = inner or _own_eager(type(module))
         result = forward(module, query, key, value, attention_mask, **kwargs)
         prefill = current_prefill()
         if prefill is not None and prefill.wants(module):
-            prefill.observe(module, query, key, kwargs.get("scaling"))
+            never_compiled(prefill.observe)(module, query, key, kwargs.get("scaling"))
         return result
 
     return attention
 
 
-def _own_eager(module: nn.Module) -> Callable[..., Any]:
+_eager: dict[type[nn.Module], Callable[..., Any]] = {}
+
+
+def _own_eager(kind: type[nn.Module]) -> Callable[..., Any]:
     """The model file's own function: "eager" is not in the registry."""
-    forward: Any = inspect.unwrap(type(module).forward)
+    own = _eager.get(kind)
+    return _find_eager(kind) if own is None else own
+
+
+def _find_eager(kind: type[nn.Module]) -> Callable[..., Any]:
+    forward: Any = inspect.unwrap(kind.forward)
     # A file may bring several, one for its vision tower say: take the one that forward names.
     named = [n for n in forward.__code__.co_names if n.endswith("eager_attention_forward")]
     own: Callable[..., Any] = forward.__globals__[named[0] if named else "eager_attention_forward"]
+    _eager[kind] = own
     return own

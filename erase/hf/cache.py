@@ -6,21 +6,29 @@ the physical one. A cache that was pruned therefore answers ``get_seq_length`` w
 length through a subclass of its own class, and ``get_mask_sizes`` with the physical one, shifted
 so that the last slot is the last token.
 
+A ``StaticCache`` keeps its tensors, so eviction moves slots within them and lowers the lengths that
+its layers hold on the device: nothing is read on the host, and no memory is saved unless the cache
+was made for fewer tokens than the unpruned prompt has.
+
 Caches of hybrid models also hold layers without slots, whose recurrent states cannot be evicted:
 every length and every byte here is of the layers with slots.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    LinearAttentionLayer,
+    StaticCache,
+    StaticLayer,
+)
 
 from erase.hf.gather import gather_rows, gather_slots_
 from erase.report import PrefillReport
@@ -31,14 +39,24 @@ CACHE_REFUSALS = {
     "offloaded": "an offloaded cache moves keys off the device while layers run",
     "offloaded_static": "an offloaded cache moves keys off the device while layers run",
     "offloaded_hybrid": "an offloaded cache moves keys off the device while layers run",
-    "static": "a static cache does not shrink; pass a DynamicCache (the default)",
     "paged": "a paged cache shares its blocks between requests",
 }
 """``cache_implementation`` values that are refused, and why."""
-EVICTABLE = (DynamicLayer,)
+CACHES = (DynamicCache, StaticCache)
+EVICTABLE = (DynamicLayer, StaticLayer)
 """Cache layers whose slots can be evicted; not their subclasses, which keep more than slots."""
 WITHOUT_SLOTS = (LinearAttentionLayer,)
 """Cache layers of fixed size."""
+
+
+@dataclass(frozen=True)
+class StaticSlots:
+    """What decode steps on a static cache need, on its device: no number of it is known to them."""
+
+    valid: Tensor  # bool [B, capacity], False where a slot of the prompt is empty
+    prompt: Tensor  # bool [capacity], the slots of the prompt
+    evicted: Tensor  # i64 [], logical minus physical length
+    plain: bool  # no slot is empty and no padding was dropped
 
 
 @dataclass
@@ -52,19 +70,21 @@ class CacheState:
     padded: bool  # padding was dropped, so a mask over prompt tokens does not fit the slots
     report: weakref.ref[PrefillReport]
     session: weakref.ref[Any]
+    static: StaticSlots | None = None  # of a static cache
 
 
 def check_cache(cache: Any) -> None:
-    """ValueError unless ``cache`` is None or a plain dynamic cache.
+    """ValueError unless ``cache`` is None or a plain cache with room for a turn.
 
-    Its layers are of full attention, or recurrent ones of a hybrid model.
+    Its layers are of full attention, or recurrent ones of a hybrid model. A static cache serves one
+    turn: once pruned it must be ``reset()`` before the next prompt.
     """
     if cache is None:
         return
-    if not isinstance(cache, DynamicCache):
+    if not isinstance(cache, CACHES):
         kind = type(cache).__name__
         reason = next((why for key, why in CACHE_REFUSALS.items() if key in kind.lower()), None)
-        reason = reason or "pruning evicts slots of a DynamicCache only"
+        reason = reason or "pruning evicts slots of a DynamicCache or a StaticCache only"
         raise ValueError(f"past_key_values: {kind} is not supported: {reason}")
     if getattr(cache, "offloading", False):
         raise ValueError(
@@ -74,8 +94,19 @@ def check_cache(cache: Any) -> None:
         if type(layer) not in (*EVICTABLE, *WITHOUT_SLOTS):
             raise ValueError(
                 f"past_key_values: layer {type(layer).__name__} is not supported: only "
-                "full-attention DynamicLayer slots can be evicted"
+                "full-attention DynamicLayer and StaticLayer slots can be evicted"
             )
+    state = state_of(cache)
+    if state is not None and state.static is not None:
+        refuse_static_turn()
+
+
+def refuse_static_turn() -> None:
+    """ValueError: several turns on a static cache."""
+    raise ValueError(
+        "past_key_values: several turns on a StaticCache are not supported: pruning shortened it "
+        "in place; call reset() on it before the next prompt, or use a DynamicCache"
+    )
 
 
 def state_of(cache: Any) -> CacheState | None:
@@ -89,23 +120,50 @@ def slot_layers(cache: Any) -> list[Any]:
     return [layer for layer in layers if isinstance(layer, EVICTABLE)]
 
 
-def layer_lengths(cache: Any) -> list[int | None]:
-    """Slots that each layer holds per row, None for a layer without slots."""
-    return [
-        int(layer.get_seq_length()) if isinstance(layer, EVICTABLE) else None
-        for layer in cache.layers
-    ]
+def first_layer(cache: Any) -> Any:
+    """The first layer whose slots can be evicted, None where there is none yet."""
+    return next(iter(slot_layers(cache)), None)
+
+
+def capacity(cache: Any) -> int | None:
+    """Slots that a static cache has room for, None for any other."""
+    layer = first_layer(cache)
+    return layer.max_cache_len if isinstance(layer, StaticLayer) else None
 
 
 def physical_length(cache: Any) -> int:
-    """Slots that the cache holds per row, 0 for None."""
-    layers = slot_layers(cache)
-    return int(layers[0].get_seq_length()) if layers else 0
+    """Slots that the cache holds per row, 0 for None.
+
+    Also 0 for a static cache, which holds its length on the device: a prefill demands an empty one
+    and finds out with the numbers of its plan (``filled_rows``).
+    """
+    layer = first_layer(cache)
+    return 0 if layer is None or isinstance(layer, StaticLayer) else int(layer.get_seq_length())
 
 
 def logical_length(cache: Any) -> int:
-    """Tokens that were fed, evicted ones included."""
-    return 0 if cache is None else int(cache.get_seq_length())
+    """Tokens that were fed, evicted ones included; 0 for a static cache, likewise."""
+    if cache is None or capacity(cache) is not None:
+        return 0
+    return int(cache.get_seq_length())
+
+
+def filled_rows(cache: Any, batch: int, device: torch.device) -> Tensor | None:
+    """bool [B], all True where a static cache already holds tokens; None where it cannot."""
+    layer = first_layer(cache)
+    if not isinstance(layer, StaticLayer) or not layer.is_initialized:
+        return None
+    return moved(layer.cumulative_length, device).ne(0).expand(batch)
+
+
+def check_room(cache: Any, needed: int) -> None:
+    """ValueError where a static cache is too small for ``needed`` slots."""
+    room = capacity(cache)
+    if room is not None and needed > room:
+        raise ValueError(
+            f"past_key_values: expected a StaticCache with max_cache_len of at least {needed}, the "
+            f"tokens that enter the language model, got {room}"
+        )
 
 
 def evict(
@@ -122,6 +180,7 @@ def evict(
 
     Args:
         cache: its layers 0..last_layer are rewritten and shortened to ``past + width`` slots;
+            static ones keep their tensors, and only what they say of their length changes;
             recurrent ones keep what they absorbed.
         past: slots before this prefill, which stay.
         keep: i32 [B, K], slots counted from ``past``, ascending.
@@ -141,86 +200,29 @@ def evict(
             for t, m in zip(planes, kept, strict=True)
         ]
     for i, layer in enumerate(layers):
-        layer.keys, layer.values = shorter[2 * i], shorter[2 * i + 1]
+        keys, values = shorter[2 * i], shorter[2 * i + 1]
+        if not isinstance(layer, StaticLayer):
+            layer.keys, layer.values = keys, values
+            continue
+        layer.cumulative_length.fill_(past + width)
+        if not in_place:
+            spare = (0, 0, 0, layer.max_cache_len - past - width)
+            layer.keys, layer.values = (torch.nn.functional.pad(t, spare) for t in (keys, values))
 
 
-def mark_pruned(cache: Any, state: CacheState) -> None:
-    """Attach ``state`` and give the cache its logical length."""
-    cache._erase = state
-    if not isinstance(cache, _PrunedCache):
-        own: Any = type(cache)
-        cache.__class__ = _pruned_class(own)
+def layer_lengths(cache: Any, expected: int) -> list[int | None]:
+    """Slots that each layer holds, None for a layer without slots.
 
-
-_AnyCache: Any = DynamicCache if TYPE_CHECKING else object
-
-
-class _PrunedCache(_AnyCache):
-    """Methods of a pruned cache, in front of those of its own class; rows follow the cache's."""
-
-    _erase: CacheState
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return int(super().get_seq_length(layer_idx)) + self._erase.evicted
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        session = self._erase.session()
-        uneven = self._erase.valid is not None or self._erase.padded
-        if uneven and (session is None or session.closed):
-            raise RuntimeError(
-                "past_key_values: this cache was pruned by a session that is closed, and only "
-                "that session knows which of its slots the attention mask means"
-            )
-        # Slots count from the end: the newest one is the newest token of the user's mask.
-        kv_length, kv_offset = super().get_mask_sizes(query_length, layer_idx)
-        return kv_length, kv_offset + self._erase.evicted
-
-    def crop(self, tokens_to_remove: int) -> None:
-        # Positive is the older meaning: the length to keep.
-        removed = abs(tokens_to_remove)
-        if tokens_to_remove > 0:
-            removed = max(0, self.get_seq_length() - tokens_to_remove)
-        state = self._erase
-        free = physical_length(self) - (state.width - state.drafted)
-        if removed > free:
-            raise ValueError(
-                f"tokens_to_remove: expected at most {free}, the tokens after the pruned "
-                f"prompt, got {removed}; within it, slots and tokens no longer match"
-            )
-        super().crop(-removed)
-
-    def reset(self) -> None:
-        super().reset()
-        del self._erase
-        own: Any = type(self).__bases__[1]
-        self.__class__ = own
-
-    def _change_rows(self, name: str, argument: Any) -> None:
-        getattr(super(), name)(argument)
-        valid = self._erase.valid
-        if valid is None:
-            return
-        if name == "batch_repeat_interleave":
-            valid = valid.repeat_interleave(argument, dim=0)
-        else:
-            valid = valid[moved(argument, valid.device)]
-        # A new state: shallow copies of this cache share the old one.
-        self._erase = dataclasses.replace(self._erase, valid=valid)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._change_rows("batch_repeat_interleave", repeats)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._change_rows("batch_select_indices", indices)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._change_rows("reorder_cache", beam_idx)
-
-
-@functools.cache
-def _pruned_class(base: Any) -> Any:
-    """Subclass of the cache class ``base`` with a logical length."""
-    return type(f"Pruned{base.__name__}", (_PrunedCache, base), {})
+    Static layers, which the host cannot ask, hold ``expected``.
+    """
+    return [
+        None
+        if not isinstance(layer, EVICTABLE)
+        else expected
+        if isinstance(layer, StaticLayer)
+        else int(layer.get_seq_length())
+        for layer in cache.layers
+    ]
 
 
 def kv_bytes(cache: Any) -> int:

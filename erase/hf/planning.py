@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from erase.hf.families import Encoded
+from erase.hf.faults import check_faults
 from erase.hf.gather import chosen_flags, offsets_of
 from erase.hf.ownership import Owners, Stream, assign_rows, without_masked
 from erase.hf.signals import Modality
@@ -107,6 +108,7 @@ class Surroundings:
     past_valid: Tensor | None  # bool [B, past]
     past: int
     devices: tuple[torch.device, ...] = ()  # more whose kernels may have found something wrong
+    faults: tuple[Tensor | None, ...] = ()  # bool [B] each, what must not be: see FAULTS
 
 
 def plan_images(method: Method, streams: Sequence[Stream], around: Surroundings) -> PlannedImages:
@@ -139,7 +141,11 @@ def _plan(
     draft = method.draft(everything)
     total, batch = len(encoded), len(around.text)
     devices = [device, entropies[0].device, *around.devices]
-    drafts, per_row = _numbers(draft, _counted(streams, around), devices)
+    faults = {i: moved(f, device) for i, f in enumerate(around.faults) if f is not None}
+    counted = [*_counted(streams, around), *faults.values()]
+    drafts, per_row = _numbers(draft, counted, devices)
+    found = [per_row.pop() for _ in faults]
+    check_faults(dict(zip(reversed(faults), found, strict=True)))
     held = per_row[: len(streams)]
     owners = [
         assign_rows([one.tokens for one in stream.encoded], tokens, stream.modality)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,10 @@ from erase.hf.current import drafted_tokens
 from erase.hf.deepstack import MASK_ARGUMENT, PLANES_ARGUMENT, Deepstack
 from erase.hf.families import Encoded
 from erase.hf.gather import gather_rows, take
-from erase.hf.masks import past_validity, slot_mask
+from erase.hf.masks import like_given, past_validity, slot_mask, token_mask
 from erase.hf.planning import Surroundings, check_layers, plan_images
-from erase.hf.prompt import Prompt, check_mask
+from erase.hf.prompt import Prompt
+from erase.hf.pruned_cache import cache_state, mark_pruned
 from erase.hf.recurrent import linear_mask, mask_of_layer, masks_by_kind
 from erase.hf.refusals import check_checkpointing, check_encoded, refuse_without_pixels
 from erase.hf.reporting import build_report
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from erase.hf.session import Session
 
 
-@dataclass
+@dataclass(eq=False)
 class Prefill:
     """State of one forward; made by the pre-hook of the vision-language model."""
 
@@ -44,6 +44,7 @@ class Prefill:
     row_scores: dict[int, RowScores] = field(default_factory=dict)
     operators: set[str] = field(default_factory=set)  # used after planning, for the report
     changed: bool = False
+    layers_seen: int = 0
     deepstack: Deepstack | None = None
     _planes_added: int = 0
     _masked: int = 0  # image tokens of the deepstack planes that are padding
@@ -66,10 +67,9 @@ class Prefill:
 
     def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Plan, and run stage 1: the language model's arguments, shortened."""
-        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        embeds = kwargs["inputs_embeds"]
         cache = kwargs.get("past_key_values")
         kv.check_cache(cache)
-        check_mask(mask)
         if torch.is_grad_enabled():
             check_checkpointing(self.session.architecture.layers)
         for modality in self.expected:
@@ -80,7 +80,10 @@ class Prefill:
         self.batch, self.length = embeds.shape[:2]
         self.device, self.dtype = embeds.device, embeds.dtype
         self.past, self.logical_past = kv.physical_length(cache), kv.logical_length(cache)
-        self.state = kv.state_of(cache)
+        self.state, self.capacity = kv.state_of(cache), kv.capacity(cache)
+        given, static = kwargs.get("attention_mask"), self.capacity is not None
+        token = token_mask(given, self.batch, self.logical_past, self.length, static)
+        mask = token.tokens
         self.past_valid = past_validity(
             None if self.state is None else self.state.valid,
             0 if self.state is None else self.state.width,
@@ -93,8 +96,11 @@ class Prefill:
         valid = None
         if mask is not None:
             valid = moved(mask[:, -self.length :], self.device, torch.bool)
-        self._plan(valid)
+        faults = (kv.filled_rows(cache, self.batch, self.device), token.unfit)
+        self._plan(valid, faults)
         full = all(count == self.length for count in self.plan.counts.valid)
+        if all(count == self.past for count in self.plan.counts.past):
+            self.past_valid = None
         self.slots = Slots(
             width=self.length,
             counts=self.plan.counts.valid,
@@ -105,7 +111,7 @@ class Prefill:
         )
         return self._stage1(kwargs)
 
-    def _plan(self, valid: Tensor | None) -> None:
+    def _plan(self, valid: Tensor | None, faults: tuple[Tensor | None, ...]) -> None:
         architecture = self.session.architecture
         streams, unpruned, visual = self.prompt.streams(architecture, self.encoded, self.device)
         text = ~visual if valid is None else ~visual & valid
@@ -114,7 +120,8 @@ class Prefill:
         text = text.narrow(1, 0, self.length - self.drafted)
         self._text = torch.nn.functional.pad(text, (0, self.drafted))
         devices = tuple(self.session.devices)
-        around = Surroundings(self._text, unpruned, valid, self.past_valid, self.past, devices)
+        past = self.past_valid, self.past
+        around = Surroundings(self._text, unpruned, valid, *past, devices, faults)
         self.plan = plan_images(self.method, streams, around)
         check_layers(self.plan, architecture.facts)
         if self.session.videos and any(self.plan.counts.unpruned):
@@ -143,23 +150,23 @@ class Prefill:
                 [kwargs["inputs_embeds"]], move.index, move.counts
             )[0]
             kwargs["position_ids"] = take(positions, move.index, move.counts)
-            # Layers would read the gaps in them as packed sequences.
+            # Layers would read the gaps in them as packed sequences; the tables are made above.
             self._overrides["position_ids"] = None
         if self.slots.positions is not None or self.state is not None:
-            kwargs["attention_mask"] = self._masks()
-            if kwargs["attention_mask"] is None and kwargs.get("past_key_values") is None:
+            masks = like_given(kwargs.get("attention_mask"), self._masks())
+            if masks is None and kwargs.get("past_key_values") is None:
                 # So would the making of masks, where it gets neither a mask nor a cache.
                 width = self.past + self.slots.width
-                kwargs["attention_mask"] = torch.ones(
-                    self.batch, width, dtype=torch.bool, device=self.device
-                )
+                masks = torch.ones(self.batch, width, dtype=torch.bool, device=self.device)
+            kwargs["attention_mask"] = masks
+        kv.check_room(kwargs.get("past_key_values"), self.past + self.slots.width)
         return kwargs
 
     def _masks(self) -> Any:
         config, slots = self.session.architecture.text_config, self.slots
         valid = join_valid(self.past_valid, self.past, slots, self.device)
         sizes = self.batch, slots.width, self.past
-        mask = slot_mask(config, valid, *sizes, self.dtype, self.device)
+        mask = slot_mask(config, valid, *sizes, self.dtype, self.device, self.capacity)
         return masks_by_kind(config, mask, linear_mask(slots))
 
     def _follow(self, deepstack: Deepstack, move: Move, dropped: int) -> None:
@@ -179,6 +186,7 @@ class Prefill:
         self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Apply stage 2 of the layer before, and get ready to score this one."""
+        self.layers_seen += 1
         kwargs = {**kwargs, **self._overrides}
         hidden = args[0] if args else kwargs.pop("hidden_states")
         self._cache = kwargs.get("past_key_values")
@@ -277,31 +285,16 @@ class Prefill:
     def leave(self, output: Any) -> Any:
         """Put hidden states back to the prompt's length, mark the cache, file the report."""
         cache = output.past_key_values
+        last = len(self.session.architecture.layers)
+        if self.layers_seen != last:
+            raise RuntimeError(
+                f"prefill: {last - self.layers_seen} of {last} decoder layers ran without their "
+                "hooks, so nothing was pruned right; was the prefill compiled?"
+            )
         if self.slots.positions is not None:
-            output.last_hidden_state = self._scatter(output.last_hidden_state, self.slots.positions)
+            output.last_hidden_state = self.slots.scatter(output.last_hidden_state, self.length)
         report = build_report(self, cache)
         if cache is not None and (self.changed or self.state is not None):
-            state = kv.CacheState(
-                valid=join_valid(self.past_valid, self.past, self.slots, self.device),
-                width=self.past + self.slots.width,
-                evicted=self.logical_past + self.length - self.past - self.slots.width,
-                drafted=self.drafted,
-                padded=any(count != self.length for count in self.plan.counts.valid)
-                or (self.state is not None and self.state.padded),
-                report=weakref.ref(report),
-                session=weakref.ref(self.session),
-            )
-            kv.mark_pruned(cache, state)
+            mark_pruned(cache, cache_state(self, report))
         self.session.file(report)
         return output
-
-    def _scatter(self, hidden: Tensor, target: Tensor) -> Tensor:
-        """Rows back at their prompt positions; evicted positions are zero."""
-        spare = 0
-        if self.slots.empty is not None:
-            # Empty slots go to a spare row that is cut off.
-            target, spare = torch.where(self.slots.empty, self.length, target), 1
-        target = moved(target, hidden.device)
-        full = hidden.new_zeros(self.batch, self.length + spare, hidden.shape[-1])
-        full = full.scatter(1, target[..., None].expand_as(hidden), hidden)
-        return full[:, : self.length]

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from erase.hf.masks import FULL_ATTENTION
 from erase.hf.slots import Slots
 
-FULL_ATTENTION = "full_attention"
 LINEAR_ATTENTION = "linear_attention"
 """Kinds of layers in ``config.layer_types``, by which a hybrid stack also takes its masks."""
 LINEAR_MODULE = "linear_attn"

@@ -26,6 +26,10 @@ IMAGE_TOKEN_TYPE = 1
 VIDEO_TOKEN_TYPE = 2
 """And at video tokens."""
 
+WITHOUT_PIXELS = (
+    "{name}: the prompt has {kind} tokens but no pixels came with it, so it cannot be pruned; pass "
+    "{name}"
+)
 
 ASSISTED_OPTIONS = (
     "assistant_model",
@@ -66,8 +70,8 @@ def check_generate(model: Any, kwargs: dict[str, Any], videos: bool) -> int | No
             "whole image"
         )
     implementation = setting("cache_implementation")
-    if implementation not in (None, "dynamic"):
-        reason = CACHE_REFUSALS.get(implementation, "only the default dynamic cache is supported")
+    if implementation not in (None, "dynamic", "static"):
+        reason = CACHE_REFUSALS.get(implementation, "only dynamic and static caches are supported")
         raise ValueError(f"cache_implementation: {implementation!r} is not supported: {reason}")
     check_cache(kwargs.get("past_key_values"))
     outputs = kwargs.get("mm_encoder_outputs") or {}
@@ -189,12 +193,11 @@ def check_images_have_pixels(
 
     Embeddings that come without token ids and token types cannot be told from text.
     """
-    ids, kinds, embeds = (
-        call.get(name) for name in ("input_ids", "mm_token_type_ids", "inputs_embeds")
-    )
-    tokens = ids if ids is not None else embeds
+    ids = call.get("input_ids")
+    tokens = ids if ids is not None else call.get("inputs_embeds")
     if tokens is None or tokens.shape[1] == 1:
-        return
+        return  # before the token types, which compiled decode steps would be made anew for
+    kinds = call.get("mm_token_type_ids")
     if assisted() and physical_length(call.get("past_key_values")):
         return  # a decode step, which must read nothing on the host
     if architecture.family.videos_use_image_tokens and _has_video(call):
@@ -207,6 +210,12 @@ def check_images_have_pixels(
         return
     last = found[:, -tokens.shape[1] :]
     hits = torch.stack([torch.eq(last, kind).any() for kind in types])
+    if torch.compiler.is_compiling():
+        # Compiled code cannot stop to look; it fails when it gets here.
+        torch._assert_async(
+            ~hits.any(), WITHOUT_PIXELS.format(name="pixels", kind="image or video")
+        )
+        return
     for modality, hit in zip(PIXELS, download(hits), strict=False):
         if hit:
             refuse_without_pixels(modality)
@@ -214,10 +223,7 @@ def check_images_have_pixels(
 
 def refuse_without_pixels(modality: Modality) -> NoReturn:
     """ValueError: a prompt has tokens of images or videos that never came."""
-    raise ValueError(
-        f"{PIXELS[modality]}: the prompt has {modality} tokens but no pixels came with it, so it "
-        f"cannot be pruned; pass {PIXELS[modality]}"
-    )
+    raise ValueError(WITHOUT_PIXELS.format(name=PIXELS[modality], kind=modality))
 
 
 def check_router_logits(call: dict[str, Any]) -> None:

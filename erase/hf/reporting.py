@@ -71,17 +71,20 @@ def _rows(prefill: Prefill) -> list[RowReport]:
 def _fill_cache(report: PrefillReport, prefill: Prefill, cache: Any) -> None:
     """Lengths and bytes, measured on the cache's own tensors."""
     slots, expected = prefill.slots, prefill.past + prefill.slots.width
-    lengths = kv.layer_lengths(cache)
+    lengths = kv.layer_lengths(cache, expected)
     per_row = [
         [0 if held is None else held - expected + past + count for held in lengths]
         for past, count in zip(prefill.plan.counts.past, slots.counts, strict=True)
     ]
     report.kv_lengths = per_row[0] if slots.batch == 1 else per_row
     held = kv.kv_bytes(cache)
-    slot_bytes = held // kv.physical_length(cache)
-    unpruned = slot_bytes * (prefill.logical_past + prefill.length)
+    room = kv.capacity(cache)
+    unpruned_slots = max(prefill.logical_past + prefill.length, room or 0)
+    unpruned = held // (room or kv.physical_length(cache)) * unpruned_slots
     report.kv_bytes = BytesReport(unpruned, held)
     report.kv_storage_bytes = BytesReport(unpruned, kv.kv_storage_bytes(cache))
+    if room is not None:  # decoding changes nothing, and where it is compiled it reports nothing
+        note_first_decode(report, cache)
 
 
 def note_first_decode(report: PrefillReport | None, cache: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from erase.hf.gather import filled, int32, pack_index, take
+from erase.transfer import moved
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,19 @@ class Slots:
             return index.to(torch.int64)
         return self.positions[rows.to(torch.int64), index.to(torch.int64)]
 
+    def scatter(self, hidden: Tensor, length: int) -> Tensor:
+        """Hidden states [B, width, D] back at their prompt positions; evicted ones are zero."""
+        if self.positions is None:
+            return hidden
+        target, spare = self.positions, 0
+        if self.empty is not None:
+            # Empty slots go to a spare row that is cut off.
+            target, spare = torch.where(self.empty, length, target), 1
+        target = moved(target, hidden.device)
+        full = hidden.new_zeros(self.batch, length + spare, hidden.shape[-1])
+        full = full.scatter(1, target[..., None].expand_as(hidden), hidden)
+        return full[:, :length]
+
     def compact(self, keep: Tensor, counts: Sequence[int], identity: bool) -> Move:
         """Pack the slots of ``keep`` [B, width] to the front; ``counts`` are its row sums.
 
@@ -50,12 +64,12 @@ class Slots:
         """
         device = keep.device
         width = self.width if identity else max(counts)
-        moved = int32([width] * self.batch if identity else counts, device)
+        placed = int32([width] * self.batch if identity else counts, device)
         index = pack_index(keep, width)
         valid, empty = self.valid, self.empty
         if not identity:
             ragged = any(count != width for count in counts)
-            valid = filled(moved, width) if ragged else None
+            valid = filled(placed, width) if ragged else None
             empty = None if valid is None else ~valid
         positions = self.positions
         if positions is None:
@@ -65,12 +79,12 @@ class Slots:
             width=width,
             counts=tuple(counts),
             valid=valid,
-            visual=take(self.visual, index, moved),
-            text=take(self.text, index, moved),
-            positions=take(positions, index, moved),
+            visual=take(self.visual, index, placed),
+            text=take(self.text, index, placed),
+            positions=take(positions, index, placed),
             empty=empty,
         )
-        return Move(slots, index, moved, keep)
+        return Move(slots, index, placed, keep)
 
 
 @dataclass(frozen=True)
