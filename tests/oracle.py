@@ -30,9 +30,8 @@ from tests.oracle_choices import (
     Turn,
     choose_image,
     choose_row,
-    picture_of,
+    pictures_on,
     top_indices,
-    visible_part,
 )
 from tests.oracle_states import see_only
 
@@ -180,12 +179,9 @@ class Oracle:
             visual: list[int] = []
             for modality, left in self._left:
                 columns = (past + places[modality][b].nonzero().flatten()).tolist()
-                flags: list[bool] = []
-                while len(flags) < len(columns):
-                    whole = picture_of(left.pop(0))
-                    here = columns[len(flags) : len(flags) + len(whole.candidates)]
-                    images.append(visible_part(whole, self._valid[b, here].tolist()))
-                    flags += images[-1].candidates
+                shown = pictures_on(left, self._valid[b, columns].tolist())
+                images += shown
+                flags = [candidate for picture in shown for candidate in picture.candidates]
                 visual += [v for v, candidate in zip(columns, flags, strict=True) if candidate]
             queries = (past + text[b].nonzero().flatten()).tolist()
             choices = [choose_image(self.config, picture) for picture in images]

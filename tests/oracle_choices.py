@@ -139,6 +139,17 @@ def visible_part(picture: Picture, visible: list[bool]) -> Picture:
     return Picture(picture.entropy[cells], candidates)
 
 
+def pictures_on(left: list[np.ndarray | Picture], visible: list[bool]) -> list[Picture]:
+    """Takes from ``left`` the pictures whose placeholders these are, as far as they are visible."""
+    shown: list[Picture] = []
+    at = 0
+    while at < len(visible):
+        whole = picture_of(left.pop(0))
+        shown.append(visible_part(whole, visible[at : at + len(whole.candidates)]))
+        at += len(whole.candidates)
+    return shown
+
+
 def choose_image(config: Any, image: np.ndarray | Picture, cell: int = CELL) -> ImageChoice:
     """Stage 1 of one image: lower median, first threshold it exceeds, the counted top entropies."""
     entropy = picture_of(image, cell).entropy

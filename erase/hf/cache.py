@@ -122,7 +122,8 @@ def slot_layers(cache: Any) -> list[Any]:
 
 def first_layer(cache: Any) -> Any:
     """The first layer whose slots can be evicted, None where there is none yet."""
-    return next(iter(slot_layers(cache)), None)
+    layers = () if cache is None else cache.layers
+    return next((layer for layer in layers if isinstance(layer, EVICTABLE)), None)
 
 
 def capacity(cache: Any) -> int | None:

@@ -246,8 +246,7 @@ class Prefill:
 
     def _apply_scored(self, index: int, hidden: Tensor) -> Tensor:
         """Stage 2 of layer ``index - 1``, if it has one: shortens hidden states and the cache."""
-        rows = self.plan.rows_pruned_after(index - 1)
-        if not rows:
+        if not self.plan.rows_pruned_after(index - 1):
             return hidden
         if self._pending is not None:
             self._score(self._pending, hidden)

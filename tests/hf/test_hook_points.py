@@ -18,8 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import erase
-from erase.hf import cache as kv
-from erase.hf import hook_points
+from erase.hf import hook_points, pruned_cache
 from erase.hf.hook_points import CACHE_METHODS, FORWARD_ARGUMENTS
 from tests.hf.cases import BASE_CONFIG
 from tests.hf.common import snapshot
@@ -172,7 +171,8 @@ def test_cache_methods(model: Any, method: str, monkeypatch: Patch) -> None:
 
 def test_overridden_cache_methods_are_in_the_table() -> None:
     """The table lists what the integration overrides."""
-    own = {name for name, value in vars(kv._PrunedCache).items() if callable(value)}
+    kinds = (pruned_cache._Pruned, pruned_cache._PrunedDynamic, pruned_cache._PrunedStatic)
+    own = {name for kind in kinds for name, value in vars(kind).items() if callable(value)}
     assert {name for name in own if not name.startswith("_")} == set(CACHE_METHODS)
 
 
