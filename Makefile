@@ -66,6 +66,7 @@ mutants: build
 bench: build
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.prefill
+	$(BIN)/python -m bench.decode
 
 $(TRITON_OLDEST_DIR)/installed: | $(VENV)/installed
 	rm -rf $(TRITON_OLDEST_DIR)

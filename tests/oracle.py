@@ -33,24 +33,11 @@ from tests.oracle_choices import (
     pictures_on,
     top_indices,
 )
+from tests.oracle_rotary import rotate
 from tests.oracle_states import see_only
 
 RELEASED_SKIP = {"qwen2_vl": 15, "qwen2_5_vl": 15, "qwen3_vl": 4, "qwen3_vl_moe": 4}
 """Text tokens the published code leaves out of the queries."""
-
-
-def rotate(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sections: list[int]
-) -> torch.Tensor:
-    """Rotary embedding of [B, heads, S, d]. Tables [B, S, d], or [3, B, S, d] with axes unmixed."""
-    if cos.ndim == 4:
-        cos, sin = (
-            torch.cat([part[i % 3] for i, part in enumerate(t.split(sections * 2, dim=-1))], dim=-1)
-            for t in (cos, sin)
-        )
-    half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * cos[:, None] + turned * sin[:, None]
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:

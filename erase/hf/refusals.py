@@ -212,9 +212,7 @@ def check_images_have_pixels(
     hits = torch.stack([torch.eq(last, kind).any() for kind in types])
     if torch.compiler.is_compiling():
         # Compiled code cannot stop to look; it fails when it gets here.
-        torch._assert_async(
-            ~hits.any(), WITHOUT_PIXELS.format(name="pixels", kind="image or video")
-        )
+        torch._assert_async(~hits.any(), WITHOUT_PIXELS.format(name="pixel_values", kind="image"))
         return
     for modality, hit in zip(PIXELS, download(hits), strict=False):
         if hit:

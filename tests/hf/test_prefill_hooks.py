@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import pytest
 import torch
 
 import erase
 from erase.hf.prefill_hooks import Eagerly, run_compiled, run_eagerly
 from tests.hf.cases import BASE_CONFIG, by_name
+from tests.hf.place import DEVICE
 from tests.models import FAMILIES, build_model, shared_model
 from tests.prompts import chat_processor, encode, photo
 
@@ -65,3 +69,40 @@ def test_compiler_is_off_for_the_last_user_too() -> None:
     assert compiling()
     run_compiled(second)
     assert compiling()
+
+
+def test_decoding_beside_prefills() -> None:
+    """Another thread decodes on its own cache while hooks come and go."""
+    case, model = by_name("greedy_photo"), shared_model(FAMILIES[0])
+    inputs = case.build()[0].inputs
+    steps = 30
+    wrong: list[str] = []
+
+    def decode(cache: Any) -> torch.Tensor:
+        logits = []
+        with torch.no_grad():
+            for step in range(steps):
+                where = torch.full((3, 1, 1), 60 + step, device=DEVICE)
+                ids = torch.full((1, 1), 300, device=DEVICE)
+                out = model(input_ids=ids, position_ids=where, past_key_values=cache)
+                logits.append(out.logits)
+        return torch.cat(logits)
+
+    def beside(cache: Any, want: torch.Tensor) -> None:
+        if not torch.equal(decode(cache), want):
+            wrong.append("another thread's prefill changed decoding")
+
+    config = erase.EraseConfig(**case.settings())
+    with torch.no_grad(), erase.prune(model, config, chat_processor()) as session:
+        first = model(**inputs)
+        want = decode(first.past_key_values)
+        thread = threading.Thread(
+            target=beside, args=(model(**inputs).past_key_values, want), daemon=True
+        )
+        thread.start()
+        while thread.is_alive():
+            assert torch.equal(model(**inputs).logits[:, -1], first.logits[:, -1])
+        thread.join()
+        assert not any(x._forward_pre_hooks for x in model.model.language_model.layers)
+        assert session.prefills_seen == session.prefills_pruned > 2
+    assert not wrong
