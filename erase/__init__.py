@@ -1,6 +1,13 @@
 """Prune redundant visual tokens in stock vision-language models, without training."""
 
-from erase.hf import ResolutionWarning, Session, prune, supported_model_types
+from erase.hf import (
+    ResolutionWarning,
+    Session,
+    SupportedModel,
+    prune,
+    supported_model_types,
+    supported_models,
+)
 from erase.methods import PRESETS, EraseConfig
 from erase.report import PrefillReport
 
@@ -10,6 +17,8 @@ __all__ = [
     "PrefillReport",
     "ResolutionWarning",
     "Session",
+    "SupportedModel",
     "prune",
     "supported_model_types",
+    "supported_models",
 ]

@@ -68,8 +68,10 @@ def info() -> None:
 
 @app.command()
 def models() -> None:
-    """The published settings that --model of `erase inspect` knows."""
-    Console().print(tables.models_table())
+    """Model types that can be pruned, and the settings that --model of `erase inspect` knows."""
+    console = Console()
+    console.print(tables.supported_table())
+    console.print(tables.models_table())
 
 
 @app.command()

@@ -13,6 +13,7 @@ from rich.text import Text
 from erase.demo.operators import OperatorTime
 from erase.demo.run import DemoResult, Side
 from erase.extras import DISTRIBUTION, EXTRAS, install_command, missing, version
+from erase.hf import supported_models
 from erase.inspection import Inspection
 from erase.methods import EraseConfig
 from erase.methods.presets import PRESETS
@@ -100,6 +101,22 @@ def models_table() -> Table:
             f"{method.early_layer} or {method.late_layer}",
             str(preset.resolution),
             preset.source,
+        )
+    return table
+
+
+def supported_table() -> Table:
+    """The model types that can be pruned."""
+    table = Table(title="Model types", title_justify="left")
+    for heading in ("model type", "stage 2 after", "videos", "released query", "presets"):
+        table.add_column(heading, overflow="fold")
+    for model in supported_models():
+        table.add_row(
+            model.model_type,
+            model.stage2,
+            "opt-in" if model.videos else "pass through",
+            "yes" if model.released else "no",
+            ", ".join(model.presets) or NOTHING,
         )
     return table
 

@@ -24,11 +24,15 @@ from erase_kernels import _native  # noqa: E402
 from tests.selection import poisoned as poisoned  # noqa: E402
 from tests.selection import supported_clones as supported_clones  # noqa: E402
 from tests.selection import threads as threads  # noqa: E402
+from tests.support_plugin import pytest_addoption as pytest_addoption  # noqa: E402
+from tests.support_plugin import register as register_support  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if ON_CPU and not _native.STATUS.available:  # on a GPU the tests may do without
         raise pytest.UsageError(f"the tests need the native library: {_native.STATUS.reason}")
+    if ON_CPU:
+        register_support(config)
 
 
 # After any of these every further call on the device fails, whatever it is.

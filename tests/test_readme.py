@@ -16,6 +16,7 @@ from bench import readme
 from erase.cli import app
 from erase.methods import PRESETS
 from erase.methods import erase as erase_method
+from tests import support_page
 from tests.models import build_model
 from tests.prompts import ANSWER, IMAGE_SLOT, SYSTEM, chat_processor, photo
 
@@ -78,3 +79,9 @@ def test_table_is_the_committed_one() -> None:
         facts = json.loads((folder / name).read_text())["provenance"]
         assert {"device", "torch", "revision", "command", "date"} <= facts.keys()
         assert "local changes" not in facts["revision"]
+
+
+def test_supported_rows_are_generated() -> None:
+    """``--write-support`` of the test matrix writes them."""
+    assert support_page.readme(README) == README
+    assert support_page.readme(README.replace("`qwen2_5_vl`", "another")) == README

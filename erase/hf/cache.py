@@ -167,6 +167,12 @@ def check_room(cache: Any, needed: int) -> None:
         )
 
 
+def written(cache: Any, past: int) -> Any:
+    """The cache, None where this forward left it at ``past`` slots: checkpointed layers do so."""
+    kept = capacity(cache) is not None or physical_length(cache) > past
+    return cache if kept else None
+
+
 def evict(
     cache: Any,
     last_layer: int,

@@ -34,6 +34,7 @@ class Deepstack:
     def __init__(self, mask: Tensor, planes: Sequence[Tensor]) -> None:
         self.mask, self.planes = mask, list(planes)
         self.moved = False  # since the model was given them
+        self._added = 0
 
     @property
     def total(self) -> int:
@@ -55,6 +56,17 @@ class Deepstack:
         self.planes = [plane[0] for plane in planes]
         self.moved = True
 
+    @property
+    def expects_more(self) -> bool:
+        """Whether a layer to come adds a plane."""
+        return self._added < len(self.planes)
+
+    def next_plane(self, mask: Tensor, plane: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask and plane that the layer which just ran adds, as given or as stage 2 left them."""
+        number = self._added
+        self._added += 1
+        return (self.mask, self.planes[number]) if self.moved else (mask, plane)
+
     def arguments(self) -> dict[str, Any]:
         """What the language model is called with."""
         self.moved = False
@@ -75,7 +87,7 @@ def with_kept_planes(
         prefill = current()
         if prefill is None or prefill.deepstack is None:
             return process(hidden, mask, plane)
-        mask, plane = prefill.next_plane(mask, plane)
+        mask, plane = prefill.deepstack.next_plane(mask, plane)
         return process(hidden, mask, plane)
 
     return deepstack_process

@@ -49,6 +49,12 @@ class PlannedImages:
         return any(image.count < image.size for image in self.images)
 
     @property
+    def drops_later(self) -> bool:
+        """Whether stage 2 drops anything."""
+        rows = zip(self.row_plans, self.entered, strict=True)
+        return any(row.layer is not None and row.final < entered for row, entered in rows)
+
+    @property
     def entered(self) -> list[int]:
         """Candidates of each row that enter the language model."""
         return [

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from erase.hf import cache as kv
 from erase.hf.current import drafted_tokens
 from erase.hf.deepstack import MASK_ARGUMENT, PLANES_ARGUMENT, Deepstack
+from erase.hf.drafts import append_step, split_drafts
 from erase.hf.families import Encoded
 from erase.hf.gather import gather_rows, take
 from erase.hf.masks import like_given, past_validity, slot_mask, token_mask
@@ -19,7 +20,13 @@ from erase.hf.planning import Surroundings, check_layers, plan_images
 from erase.hf.prompt import Prompt
 from erase.hf.pruned_cache import cache_state, mark_pruned
 from erase.hf.recurrent import linear_mask, mask_of_layer, masks_by_kind
-from erase.hf.refusals import check_checkpointing, check_encoded, refuse_without_pixels
+from erase.hf.refusals import (
+    check_all_encoded,
+    check_checkpointing,
+    check_encoded,
+    check_layers_seen,
+    refuse_without_pixels,
+)
 from erase.hf.reporting import build_report
 from erase.hf.scoring import Observed, RowScores, Scored, score_rows
 from erase.hf.signals import APPROXIMATE_KEY, Modality, entropies_in
@@ -46,13 +53,13 @@ class Prefill:
     changed: bool = False
     layers_seen: int = 0
     deepstack: Deepstack | None = None
-    _planes_added: int = 0
     _masked: int = 0  # image tokens of the deepstack planes that are padding
     _scoring: nn.Module | None = None
     _pending: Observed | None = None
     _scored: Scored | None = None
     _residual: Tensor | None = None
     _cache: Any = None
+    _drafts: dict[str, Any] | None = None  # arguments of a step that follows the pruned prompt
     _overrides: dict[str, Any] = field(default_factory=dict)
 
     def receive(self, encoder_output: Any, modality: Modality) -> None:
@@ -72,11 +79,7 @@ class Prefill:
         kv.check_cache(cache)
         if torch.is_grad_enabled():
             check_checkpointing(self.session.architecture.layers)
-        for modality in self.expected:
-            if modality not in self.encoded:
-                raise RuntimeError(
-                    f"stage 1: the {modality}s were never encoded through get_{modality}_features"
-                )
+        check_all_encoded(self.expected, self.encoded)
         self.batch, self.length = embeds.shape[:2]
         self.device, self.dtype = embeds.device, embeds.dtype
         self.past, self.logical_past = kv.physical_length(cache), kv.logical_length(cache)
@@ -98,6 +101,10 @@ class Prefill:
             valid = moved(mask[:, -self.length :], self.device, torch.bool)
         faults = (kv.filled_rows(cache, self.batch, self.device), token.unfit)
         self._plan(valid, faults)
+        if self.drafted and self.plan.drops_later:
+            prompt, self._drafts = split_drafts(kwargs, self.drafted)
+            self.prompt = self.prompt.without_last(self.drafted)
+            return self.enter(prompt)
         full = all(count == self.length for count in self.plan.counts.valid)
         if all(count == self.past for count in self.plan.counts.past):
             self.past_valid = None
@@ -206,14 +213,6 @@ class Prefill:
         last = len(self.session.architecture.layers)
         return (self._apply_scored(last, args[0]), *args[1:])
 
-    def next_plane(self, mask: Tensor, plane: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask and plane that the layer which just ran adds, as given or as stage 2 left them."""
-        deepstack, number = self.deepstack, self._planes_added
-        self._planes_added += 1
-        if deepstack is None or not deepstack.moved:
-            return mask, plane
-        return deepstack.mask, deepstack.planes[number]
-
     def wants(self, module: nn.Module) -> bool:
         """Whether this attention module is the one to score now."""
         return module is self._scoring and not self.session.closed
@@ -257,7 +256,7 @@ class Prefill:
             )
         scored, self._scored = self._scored, None
         move = scored.move
-        if self._cache is not None:
+        if kv.written(self._cache, self.past) is not None:
             # Autograd may have saved the keys and values, so only inference overwrites them.
             in_place = not hidden.requires_grad
             width = move.slots.width
@@ -269,7 +268,7 @@ class Prefill:
         embeddings = self._position_embeddings
         hidden, *embeddings = gather_rows([hidden, *embeddings], move.index, move.counts)
         self._adopt(move, scored.dropped > 0)
-        if self.deepstack is not None and self._planes_added < len(self.deepstack.planes):
+        if self.deepstack is not None and self.deepstack.expects_more:
             self._follow(self.deepstack, move, scored.dropped)
         self._overrides = {
             "attention_mask": self._masks(),
@@ -283,17 +282,14 @@ class Prefill:
 
     def leave(self, output: Any) -> Any:
         """Put hidden states back to the prompt's length, mark the cache, file the report."""
-        cache = output.past_key_values
-        last = len(self.session.architecture.layers)
-        if self.layers_seen != last:
-            raise RuntimeError(
-                f"prefill: {last - self.layers_seen} of {last} decoder layers ran without their "
-                "hooks, so nothing was pruned right; was the prefill compiled?"
-            )
+        cache = kv.written(output.past_key_values, self.past)
+        check_layers_seen(self.layers_seen, len(self.session.architecture.layers))
         if self.slots.positions is not None:
             output.last_hidden_state = self.slots.scatter(output.last_hidden_state, self.length)
         report = build_report(self, cache)
         if cache is not None and (self.changed or self.state is not None):
             mark_pruned(cache, cache_state(self, report))
         self.session.file(report)
+        if self._drafts is not None:
+            append_step(output, self._drafts, self)
         return output

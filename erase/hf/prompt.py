@@ -23,6 +23,14 @@ class Prompt:
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
 
+    def without_last(self, tokens: int) -> Prompt:
+        """The prompt before its last ``tokens``."""
+        ids, embeds = (
+            None if given is None else given[:, : given.shape[1] - tokens]
+            for given in (self.input_ids, self.inputs_embeds)
+        )
+        return Prompt(ids, embeds)
+
     def placeholders(
         self, architecture: Architecture, token_id: int | None, device: torch.device
     ) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
+from collections.abc import Container, Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -141,6 +142,24 @@ def check_encoded(encoder_output: Any, modality: str) -> None:
         raise ValueError(
             f"mm_encoder_outputs: {modality} embeddings came without their pixels, so there are no "
             "entropies to prune by; pass the pixels, or encode them inside the session"
+        )
+
+
+def check_all_encoded(expected: Iterable[Modality], encoded: Container[Modality]) -> None:
+    """RuntimeError where pixels came, but the model did not encode them where it is watched."""
+    for modality in expected:
+        if modality not in encoded:
+            raise RuntimeError(
+                f"stage 1: the {modality}s were never encoded through get_{modality}_features"
+            )
+
+
+def check_layers_seen(seen: int, layers: int) -> None:
+    """RuntimeError where decoder layers ran past their hooks."""
+    if seen != layers:
+        raise RuntimeError(
+            f"prefill: {layers - seen} of {layers} decoder layers ran without their hooks, so "
+            "nothing was pruned right; was the prefill compiled?"
         )
 
 

@@ -7,6 +7,8 @@ here, from the uint8 images that the stock processors resize.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,11 +32,14 @@ class TinyFamily:
         name: ``config.model_type``, also the test id.
         released: whether ``query="released"`` exists for it.
         mrope: whether positions have three axes.
+        settings: fields of the method in which the test matrix differs for it, such as thresholds
+            that put photographs and pages of its cells into different levels.
     """
 
     name: str
     released = False
     mrope = False
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     def __repr__(self) -> str:
         return self.name

@@ -1,4 +1,4 @@
-"""Ways to call a Qwen vision-language model, each returning what can be compared.
+"""Ways to call a vision-language model, each returning what can be compared.
 
 A call does not know whether the model is stock, pruned, or masked by the oracle.
 """
@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from tests.families import ALL
+from tests.families._base import TinyFamily
 from tests.hf.place import DEVICE
-from tests.prompts import MERGE, Prompt
+from tests.prompts import Prompt
 
 NEW_TOKENS = 6
 FORCED_TOKENS = (21, 300, 22)
@@ -30,10 +32,17 @@ class Outcome:
     generated: int = 0  # columns of the last turn that decoding added to the cache
     loss: torch.Tensor | None = None
     text: str | None = None
+    recorded: Any = None  # the model's output, where hidden states and attentions were asked for
+    forwards: int = 0  # of the vision-language model, where they were counted
 
     def add(self, logits: torch.Tensor, positions: list[int] | None = None) -> None:
         self.logits.append(logits.detach().cpu().clone())
         self.positions.append(positions)
+
+
+def family_of(model: Any) -> TinyFamily:
+    """What the tests know about the model's family."""
+    return next(family for family in ALL if family.name == model.config.model_type)
 
 
 def generate_into(
@@ -73,32 +82,6 @@ def _joined(prompts: list[Prompt], sequence: torch.Tensor, first: dict, latest: 
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _grids_by_row(prompts: list[Prompt], image_token: int) -> torch.Tensor:
-    """Image grids of a conversation: all turns of row 0, then all turns of row 1, ..."""
-    rows: list[list[torch.Tensor]] = [[] for _ in prompts[0].inputs["input_ids"]]
-    for prompt in prompts:
-        grids = list(prompt.inputs.get("image_grid_thw", ()))
-        for b, ids in enumerate(prompt.inputs["input_ids"]):
-            tokens = int((ids == image_token).sum())
-            while tokens > 0:
-                rows[b].append(grids.pop(0))
-                tokens -= int(rows[b][-1].prod()) // MERGE**2
-    return torch.stack([grid for row in rows for grid in row])
-
-
-def _rope_positions(model: Any, turns: dict, prompts: list[Prompt]) -> torch.Tensor:
-    """[4, B, S] positions of a whole conversation, as generate() prepares a first turn."""
-    ids, mask = turns["input_ids"], turns["attention_mask"]
-    positions, model.model.rope_deltas = model.model.get_rope_index(
-        ids,
-        mm_token_type_ids=(ids == model.config.image_token_id).long(),
-        image_grid_thw=_grids_by_row(prompts, model.config.image_token_id),
-        attention_mask=mask,
-    )
-    text = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    return torch.cat([text[None], positions])
-
-
 def _turns(model: Any, prompts: list[Prompt], whole_ids: bool) -> Outcome:
     """Greedy turns on one cache; a stock model needs positions given for images of a later turn."""
     out = Outcome()
@@ -108,15 +91,14 @@ def _turns(model: Any, prompts: list[Prompt], whole_ids: bool) -> Outcome:
         joined = _joined(prompts, sequence, inputs, prompt)
         extra = {}
         if "pixel_values" in prompt.inputs:
-            extra = {k: prompt.inputs[k] for k in ("pixel_values", "image_grid_thw")}
-            extra["position_ids"] = _rope_positions(model, joined, prompts[:turn])
+            extra = family_of(model).later_images(model, joined, prompts[:turn])
         past = sequence.shape[1] - 1  # the last generated token is not in the cache yet
         call = dict(joined)
         if not whole_ids:
             call["input_ids"] = joined["input_ids"][:, past:]
         new = joined["input_ids"].shape[1] - past
         if "position_ids" in extra:
-            extra["position_ids"] = extra["position_ids"][:, :, -new:]
+            extra["position_ids"] = extra["position_ids"][..., -new:]
         generate_into(out, model, past_key_values=out.cache, **call, **extra)
         answer = out.tokens[-1]
         sequence, inputs = torch.cat([joined["input_ids"], answer], dim=1), joined
@@ -150,12 +132,11 @@ def direct_loop(model: Any, prompts: list[Prompt]) -> Outcome:
     for _ in range(NEW_TOKENS - 1):
         tokens.append(result.logits[:, -1].argmax(-1, keepdim=True))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        position = mask.sum(-1, keepdim=True) - 1 + model.model.rope_deltas
         result = model(
             input_ids=tokens[-1],
             attention_mask=mask,
-            position_ids=position[None].expand(3, -1, -1),
             past_key_values=result.past_key_values,
+            **family_of(model).decode_positions(model, mask),
         )
         out.add(result.logits[:, -1])
     tokens.append(result.logits[:, -1].argmax(-1, keepdim=True))
@@ -221,12 +202,11 @@ def forced_loop(model: Any, prompts: list[Prompt]) -> Outcome:
     mask = inputs["attention_mask"]
     for token in FORCED_TOKENS:
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        position = mask.sum(-1, keepdim=True) - 1 + model.model.rope_deltas
         result = model(
             input_ids=torch.full_like(mask[:, :1], token),
             attention_mask=mask,
-            position_ids=position[None].expand(3, -1, -1),
             past_key_values=result.past_key_values,
+            **family_of(model).decode_positions(model, mask),
         )
         out.add(result.logits[:, -1])
     out.cache, out.generated = result.past_key_values, len(FORCED_TOKENS)

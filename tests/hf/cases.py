@@ -24,7 +24,7 @@ from tests.hf.calls import (
     turns_whole_ids,
 )
 from tests.models import EARLY_LAYER, LATE_LAYER
-from tests.prompts import Prompt, Video, encode, gradient, noise, page, photo
+from tests.prompts import Prompt, Row, Video, encode, gradient, noise, page, photo
 
 NEXT_USER = "<|im_end|>\n<|im_start|>user\n"
 DESCRIBE = "Describe the image."
@@ -50,6 +50,9 @@ class Case:
         layers: the layer each row of each pruned prefill must choose (None: stage 2 does not run).
         config: fields that differ from ``BASE_CONFIG``.
         do_normalize: setting of the image processor.
+        reference: what the oracle is asked instead of ``call``: another way to the same result.
+        times: rows of the model for each row of the prompt (beams, samples).
+        compiled: the call compiles; nothing may watch operators meanwhile.
     """
 
     name: str
@@ -58,6 +61,9 @@ class Case:
     layers: tuple[tuple[int | None, ...], ...]
     config: dict[str, Any] = field(default_factory=dict)
     do_normalize: bool = True
+    reference: Callable[[Any, list[Prompt]], Outcome] | None = None
+    times: int = 1
+    compiled: bool = False
 
     def settings(self, **overrides: Any) -> dict[str, Any]:
         return {**BASE_CONFIG, **self.config, **overrides}
@@ -71,17 +77,18 @@ def _video(seed: int = 0) -> Video:
     return Video(np.stack([noise(2, 3, seed + t) for t in range(4)]))
 
 
-def _ragged() -> list[Prompt]:
+def ragged_rows() -> list[Row]:
+    """Several images in a row, none in another, and rows that prune at different layers."""
     return [
-        encode(
-            [
-                [photo(5, 6), DESCRIBE],
-                ["Compare: ", page(6, 7), " and ", page(3, 4, seed=3), " What is the difference?"],
-                ["How many people are in the picture?"],
-                [page(5, 5, seed=5), noise(2, 3), " Answer with yes or no."],
-            ]
-        )
+        [photo(5, 6), DESCRIBE],
+        ["Compare: ", page(6, 7), " and ", page(3, 4, seed=3), " What is the difference?"],
+        ["How many people are in the picture?"],
+        [page(5, 5, seed=5), noise(2, 3), " Answer with yes or no."],
     ]
+
+
+def _ragged() -> list[Prompt]:
+    return [encode(ragged_rows())]
 
 
 def _turn(*parts: Any) -> Prompt:
@@ -125,15 +132,18 @@ def _padded_row() -> list[Prompt]:
     return [prompt]
 
 
-def _right_padded() -> list[Prompt]:
-    """A batch as training pads it."""
-    prompt = _ragged()[0]
-    inputs = prompt.inputs
+def right_padded(prompt: Prompt) -> Prompt:
+    """The same batch, as training pads it."""
+    inputs = dict(prompt.inputs)
     shifts = (inputs["attention_mask"] == 0).sum(1).tolist()
-    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+    for name in {"input_ids", "attention_mask", "mm_token_type_ids"} & inputs.keys():
         rows = zip(inputs[name], shifts, strict=True)
         inputs[name] = torch.stack([row.roll(-shift) for row, shift in rows])
-    return [prompt]
+    return Prompt(inputs, prompt.images)
+
+
+def _right_padded() -> list[Prompt]:
+    return [right_padded(_ragged()[0])]
 
 
 def _turn_after_text() -> list[Prompt]:
