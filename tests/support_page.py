@@ -9,6 +9,7 @@ import transformers
 
 import erase
 from tests.families import ALL
+from tests.families._base import TinyFamily
 from tests.hf.refused import REFUSALS
 from tests.hf.styles import COLUMNS, IN_OLDER, OLDER
 from tests.support_plugin import COMMAND, Cells
@@ -51,7 +52,7 @@ def families(cells: Cells) -> str:
         model = known[kind]
         rows.append(
             [
-                f"`{family.name}`",
+                _label(cells, family),
                 f"`{facts[0]}`",
                 f"{facts[1]} px",
                 *facts[2:],
@@ -63,6 +64,13 @@ def families(cells: Cells) -> str:
         )
     head = ["model type", "class", "cell", "positions", "tokens"]
     return table([*head, "stage 2 after", "videos", "released query", "presets"], rows)
+
+
+def _label(cells: Cells, family: TinyFamily) -> str:
+    """The model type, and which of its models where there are several."""
+    kind = cells["fact", family.name, "type"]
+    variant = family.name.removeprefix(kind).strip("_")
+    return f"`{kind}`" + f" ({variant})" * bool(variant)
 
 
 def adapters() -> str:
@@ -78,7 +86,7 @@ def matrix(cells: Cells) -> str:
     rows = []
     for family in ALL:
         found = [cells["style", family.name, column] for column in COLUMNS]
-        rows.append([f"`{family.name}`", *map(_newest, COLUMNS, found)])
+        rows.append([_label(cells, family), *map(_newest, COLUMNS, found)])
     return table(["", *COLUMNS], rows)
 
 

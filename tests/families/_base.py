@@ -34,12 +34,14 @@ class TinyFamily:
         mrope: whether positions have three axes.
         settings: fields of the method in which the test matrix differs for it, such as thresholds
             that put photographs and pages of its cells into different levels.
+        broken: call styles that raise in the stock model too.
     """
 
     name: str
     released = False
     mrope = False
     settings: Mapping[str, Any] = MappingProxyType({})
+    broken: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return self.name

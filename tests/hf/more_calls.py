@@ -10,8 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers import CompileConfig
 
-from tests.hf.calls import Outcome, family_of, generate_into
+from tests.hf.calls import Outcome, family_of, generate_into, turns_whole_ids
+from tests.hf.flash import flash_kernels
+from tests.hf.static import STATIC
 from tests.prompts import Prompt
 
 COPIES = 2
@@ -105,6 +108,33 @@ def parroted(script: torch.Tensor, model: Any, prompts: list[Prompt]) -> Outcome
     draft.generation_config.num_assistant_tokens = DRAFTED
     with _counted(model, out):
         generate_into(out, model, assistant_model=draft, **prompts[0].inputs)
+    return out
+
+
+def static(model: Any, prompts: list[Prompt]) -> Outcome:
+    """generate() makes a static cache."""
+    out = Outcome()
+    generate_into(out, model, **STATIC, **prompts[0].inputs)
+    return out
+
+
+def compiled(model: Any, prompts: list[Prompt]) -> Outcome:
+    """The same with every decode step in one graph, as generate() does it on a GPU."""
+    out, config = Outcome(), CompileConfig(backend="eager", fullgraph=True, mode=None)
+    config._compile_all_devices = True
+    torch._dynamo.reset()
+    options = {"cache_implementation": "static", "compile_config": config}
+    generate_into(out, model, **options, **prompts[0].inputs)
+    del model._compiled_call
+    torch._dynamo.reset()
+    return out
+
+
+def flash(model: Any, prompts: list[Prompt]) -> Outcome:
+    """Greedy turns with flash attention, in which torch stands in for the kernels."""
+    with flash_kernels() as calls:
+        out = turns_whole_ids(model, prompts)
+    out.forwards = len(calls)
     return out
 
 

@@ -7,12 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import StaticCache
+
 import erase
 from tests.families._base import TinyFamily
 from tests.hf.cases import DESCRIBE
 from tests.hf.subjects import stack_of
 from tests.prompts import photo
 
+ROOM = 512
+"""Slots of a static cache here."""
 Call = Callable[[TinyFamily, Any, erase.EraseConfig], None]
 
 
@@ -52,11 +56,14 @@ def _without_pixels(family: TinyFamily, model: Any, config: erase.EraseConfig) -
         model(**inputs)
 
 
-def _masked_image(family: TinyFamily, model: Any, config: erase.EraseConfig) -> None:
-    inputs = _inputs(family)
-    image = inputs["input_ids"] == model.config.image_token_id
+def _static_turns(family: TinyFamily, model: Any, config: erase.EraseConfig) -> None:
+    """A prompt on a static cache that holds a pruned one."""
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=ROOM)
+    other = family.build()
+    with erase.prune(other, config):
+        other(**_inputs(family), past_key_values=cache)
     with erase.prune(model, config):
-        model(**{**inputs, "attention_mask": inputs["attention_mask"] * ~image})
+        model(**_inputs(family), past_key_values=cache)
 
 
 @contextmanager
@@ -92,5 +99,5 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal("paged caches", "paged", _generate(cache_implementation="paged")),
     Refusal("continuous batching", "continuous batching", _continuous_batching),
     Refusal("image tokens without pixels", "pixel_values", _without_pixels),
-    Refusal("masked image tokens", "attention_mask", _masked_image),
+    Refusal("several turns on a static cache", "several turns on a StaticCache", _static_turns),
 )

@@ -26,15 +26,19 @@ from tests.hf.calls import (
     turns_whole_ids,
 )
 from tests.hf.cases import DESCRIBE, NEXT_USER, Case, ragged_rows, right_padded
+from tests.hf.flash import FLASH
 from tests.hf.more_calls import (
     COPIES,
     assisted,
     beams,
     cached,
+    compiled,
     embedded,
+    flash,
     prompt_lookup,
     recorded,
     samples,
+    static,
     without_mask,
 )
 from tests.prompts import Prompt, page, photo
@@ -193,6 +197,41 @@ STYLES: tuple[Style, ...] = (
         turns=2,
     ),
     Style("late image", "a first turn of text, then an image", _image_after_text, turns_whole_ids),
+    Style(
+        "static cache",
+        '`generate(cache_implementation="static")`, rows of different lengths',
+        _ragged,
+        static,
+        reference=greedy,
+        ragged=True,
+    ),
+    Style(
+        "compiled",
+        "the same with decoding compiled into one graph",
+        _ragged,
+        compiled,
+        reference=greedy,
+        ragged=True,
+        compiled=True,
+    ),
+    Style(
+        "flash",
+        '`attn_implementation="flash_attention_2"`, rows of different lengths',
+        _ragged,
+        flash,
+        reference=turns_whole_ids,
+        ragged=True,
+        attention=FLASH,
+    ),
+    Style(
+        "flash turns",
+        "the same with one row and an image in a later turn",
+        _image_turns,
+        flash,
+        reference=turns_whole_ids,
+        turns=2,
+        attention=FLASH,
+    ),
     Style("no cache", "`model(...)` with neither cache nor mask", _photo, without_mask),
     Style(
         "right padding", "`model(...)`, padded as for training", _right_padded, direct, ragged=True

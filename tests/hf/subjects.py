@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tests.families._base import TinyFamily
+from tests.hf.flash import FLASH
 from tests.models import shared_model
 from tests.oracle_choices import picture_of, recovered_images
 from tests.prompts import CLIP_MEAN, CLIP_STD, Prompt
@@ -22,7 +23,17 @@ def model_of(family: Family, attention: str = "sdpa", *dtypes: torch.dtype) -> A
     """The shared model, cast to ``dtypes`` in turn."""
     if isinstance(family, str):
         return shared_model(family, attention, *dtypes)
+    if attention == FLASH:
+        return _with_flash(family)
     return _cast(family, attention, dtypes) if dtypes else family.model(attention)
+
+
+@functools.cache
+def _with_flash(family: TinyFamily) -> Any:
+    """Of its decoder only; without the package it can be chosen only after the model is built."""
+    model = family.build()
+    model.config.get_text_config()._attn_implementation = FLASH
+    return model
 
 
 @functools.cache
