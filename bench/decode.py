@@ -188,11 +188,8 @@ def cells(result: DecodeResult) -> list[str]:
 
 def markdown(results: list[DecodeResult], facts: dict[str, Any]) -> str:
     """The committed page."""
-    lines = ["# Decode steps, stock and with an open session", ""]
-    lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
-    return "\n".join(lines) + "\n"
+    rows = [cells(result) for result in results]
+    return report.page("Decode steps, stock and with an open session", facts, HEADINGS, rows)
 
 
 def main() -> int:

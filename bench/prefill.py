@@ -109,11 +109,8 @@ def cells(result: PrefillResult) -> list[str]:
 
 def markdown(results: list[PrefillResult], facts: dict[str, Any]) -> str:
     """The committed page."""
-    lines = ["# Prefill, unpruned -> pruned", ""]
-    lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
-    return "\n".join(lines) + "\n"
+    rows = [cells(result) for result in results]
+    return report.page("Prefill, unpruned -> pruned", facts, HEADINGS, rows)
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,16 @@ def show(results: list[Result], console: Console) -> None:
                 style = "red" if result.missed() else None
                 table.add_row(*cells(result), style=style)
         console.print(table)
+
+
+def page(
+    title: str, facts: dict[str, Any], headings: Sequence[str], rows: Sequence[Sequence[str]]
+) -> str:
+    """A committed page of one table."""
+    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
+    lines += ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 def markdown(results: list[Result], facts: dict[str, Any]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from erase.hf.families._protocol import Statistics
+from erase.hf.families._protocol import Family, Statistics
 from erase_kernels import PixelLayout, patch_entropy_from_pixels
 
 MROPE_AXES = 3
@@ -73,3 +73,28 @@ def function_of_model_file(module: nn.Module, name: str) -> Callable[..., Any] |
     found: Callable[..., Any] | None
     found = inspect.unwrap(type(module).forward).__globals__.get(name)
     return found
+
+
+class PatchFamily(Family):
+    """Base of the adapters whose processors store rows of patches and whose positions are M-RoPE's.
+
+    One token is ``merge²`` patches, and an image's tokens are its cells in row-major order.
+    """
+
+    def check_processor(self, image_processor: Any, config: Any) -> None:
+        """ValueError where the processor's patches are not the model's."""
+        check_patch_sizes(image_processor, config.vision_config)
+
+    def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
+        """One histogram per merged patches."""
+        return patch_entropies(call["pixel_values"], base.config.vision_config, statistics)
+
+    def video_cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
+        """One histogram per merged patches of a temporal slice."""
+        return frame_entropies(call["pixel_values_videos"], base.config.vision_config, statistics)
+
+    def full_positions(
+        self, position_ids: Tensor | None, batch: int, length: int, past: int, device: torch.device
+    ) -> Tensor:
+        """M-RoPE positions ``[3, B, S]``."""
+        return mrope_positions(position_ids, batch, length, past, device)

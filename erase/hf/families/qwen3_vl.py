@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from erase.hf.families._patches import (
-    check_patch_sizes,
-    frame_entropies,
-    function_of_model_file,
-    mrope_positions,
-    patch_entropies,
-)
-from erase.hf.families._protocol import Family, Statistics
+from erase.hf.families._patches import PatchFamily, function_of_model_file
 
 
-class Qwen3VL(Family):
+class Qwen3VL(PatchFamily):
     """Adapter of ``Qwen3VLForConditionalGeneration`` and its mixture of experts."""
 
     model_types = ("qwen3_vl", "qwen3_vl_moe")
@@ -29,24 +20,6 @@ class Qwen3VL(Family):
     # The user header and <|vision_start|>: there is no default system prompt.
     released_skip = 4
     released_from_output = True
-
-    def check_processor(self, image_processor: Any, config: Any) -> None:
-        """ValueError where the processor's patches are not the model's."""
-        check_patch_sizes(image_processor, config.vision_config)
-
-    def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
-        """One histogram per 2x2 patches."""
-        return patch_entropies(call["pixel_values"], base.config.vision_config, statistics)
-
-    def video_cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
-        """One histogram per 2x2 patches of a temporal slice."""
-        return frame_entropies(call["pixel_values_videos"], base.config.vision_config, statistics)
-
-    def full_positions(
-        self, position_ids: Tensor | None, batch: int, length: int, past: int, device: torch.device
-    ) -> Tensor:
-        """M-RoPE positions ``[3, B, S]``."""
-        return mrope_positions(position_ids, batch, length, past, device)
 
     def residual_query(
         self, attention: nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]
