@@ -216,7 +216,7 @@ STYLES: tuple[Style, ...] = (
     ),
     Style(
         "flash",
-        '`attn_implementation="flash_attention_2"`, rows of different lengths',
+        '`attn_implementation="flash_attention_2"`, torch in place of its kernels, a ragged batch',
         _ragged,
         flash,
         reference=turns_whole_ids,
