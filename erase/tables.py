@@ -13,7 +13,7 @@ from rich.text import Text
 from erase.demo.operators import OperatorTime
 from erase.demo.run import DemoResult, Side
 from erase.extras import DISTRIBUTION, EXTRAS, install_command, missing, version
-from erase.hf import supported_models
+from erase.hf import SupportedModel, supported_models
 from erase.inspection import Inspection
 from erase.methods import EraseConfig
 from erase.methods.presets import PRESETS
@@ -105,6 +105,13 @@ def models_table() -> Table:
     return table
 
 
+def videos_of(model: SupportedModel) -> str:
+    """What becomes of a video."""
+    if model.videos_are_images:
+        return "frames as images"
+    return "opt-in" if model.videos else "pass through"
+
+
 def supported_table() -> Table:
     """The model types that can be pruned."""
     table = Table(title="Model types", title_justify="left")
@@ -114,7 +121,7 @@ def supported_table() -> Table:
         table.add_row(
             model.model_type,
             model.stage2,
-            "opt-in" if model.videos else "pass through",
+            videos_of(model),
             "yes" if model.released else "no",
             ", ".join(model.presets) or NOTHING,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import transformers
 
 import erase
+from erase.tables import videos_of
 from tests.families import ALL
 from tests.families._base import TinyFamily
 from tests.hf.refused import REFUSALS
@@ -57,7 +58,7 @@ def families(cells: Cells) -> str:
                 f"{facts[1]} px",
                 *facts[2:],
                 model.stage2,
-                "opt-in" if model.videos else "unpruned",
+                videos_of(model),
                 "yes" if model.released else "no",
                 ", ".join(model.presets) or "none",
             ]
@@ -135,7 +136,8 @@ first table as data, and `erase models` prints it.
 - **positions**: axes of a token's position; pruned tokens leave gaps, the others keep theirs.
 - **stage 2 after**: recurrent layers have neither scores nor slots to evict, so hybrids prune
   after a full-attention layer; a method that names another is refused when it is installed.
-- **videos**: pruned with `erase.prune(..., videos=True)`, otherwise they pass through unpruned.
+- **videos**: opt-in: pruned with `erase.prune(..., videos=True)`, else they pass through unpruned,
+  as they always do elsewhere; some processors hand over frames as images, pruned like images.
 - **released query**: `query="released"` scores as the published code does; refused elsewhere.
 - **presets**: published settings; other models need thresholds of their own or `transfer_from=`.
 

@@ -178,3 +178,9 @@ def test_no_warning_where_nothing_is_known_or_taken() -> None:
         erase.EraseConfig.for_model(
             make_config("llava", 32), transfer_from="Qwen2.5-VL-7B", **THRESHOLDS
         )
+
+
+@pytest.mark.parametrize("kind", erase.supported_model_types())
+def test_cells_of_every_family_are_known(kind: str) -> None:
+    """So that a transfer between unequal cells is never silent."""
+    assert cell_side(CONFIG_MAPPING[kind]()) is not None

@@ -178,8 +178,8 @@ def check_videos(family: Family, videos: object) -> None:
         raise TypeError(f"videos: expected a bool, got {type(videos).__name__}")
     if videos and not family.prunes_video:
         raise ValueError(
-            f"videos: pruning videos is not supported for {'/'.join(family.model_types)}; with "
-            "videos=False they pass through"
+            f"videos: pruning videos is not supported for {'/'.join(family.model_types)}; "
+            + ("frames are images there" if family.videos_are_images else "they pass through")
         )
 
 

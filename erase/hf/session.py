@@ -56,7 +56,7 @@ def prune(
             usual statistics.
         videos: also prune videos, in the families that support it: a cell's entropy is that of
             its pixels in all frames of its temporal slice, and a video is planned like one image.
-            Otherwise videos pass through.
+            Otherwise videos pass through, except frames that a processor hands over as images.
         keep_reports: how many reports ``session.reports`` keeps.
 
     Raises:

@@ -29,6 +29,7 @@ class SupportedModel:
         stage2: layers after which stage 2 may prune: all, or the full-attention ones of a hybrid.
         joins_tiles: the tiles of an image are ranked and counted as one image.
         videos: ``prune(..., videos=True)`` prunes videos too; else they pass through unpruned.
+        videos_are_images: frames arrive as images, and are pruned like images in any case.
         released: ``query="released"`` follows published code.
         presets: names of the published settings, for ``EraseConfig.for_model``.
     """
@@ -39,6 +40,7 @@ class SupportedModel:
     stage2: Literal["every layer", "full-attention layers"]
     joins_tiles: bool
     videos: bool
+    videos_are_images: bool
     released: bool
     presets: tuple[str, ...]
 
@@ -57,6 +59,7 @@ def _describe(family: Family, model_type: str) -> SupportedModel:
         stage2="full-attention layers" if _is_hybrid(model_type) else "every layer",
         joins_tiles=family.joins_tiles,
         videos=family.prunes_video,
+        videos_are_images=family.videos_are_images,
         released=family.released_skip is not None,
         presets=tuple(name for name, p in PRESETS.items() if p.model_type == model_type),
     )

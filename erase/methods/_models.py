@@ -65,6 +65,7 @@ def cell_side(config: Any) -> int | None:
         (vision, "spatial_merge_size"),  # Qwen, GLM
         (config, "spatial_merge_size"),  # Mistral3
         (config, "downsample_factor"),  # Cohere
+        (config, "scale_factor"),  # Idefics3
     ):
         merge = getattr(holder, name, None)
         if merge:

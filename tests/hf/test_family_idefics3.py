@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import erase
+from erase.hf.families import Statistics, find_family
 from tests.families import idefics3
 from tests.families._base import TinyFamily
 from tests.families.idefics3 import image_processor
@@ -21,6 +24,7 @@ from tests.hf.family_runs import (
     ragged,
     reads_of_a_prefill,
 )
+from tests.oracle_choices import cell_entropies
 from tests.prompts import page, photo
 
 FAMILIES = idefics3.FAMILIES
@@ -122,3 +126,17 @@ def test_base_model_alone(family: TinyFamily) -> None:
         hidden = base(**inputs).last_hidden_state
     assert hidden.shape[1] == inputs["input_ids"].shape[1]
     assert session.prefills_pruned == 1
+
+
+def test_pixels_beyond_the_last_cell() -> None:
+    """As the encoder's convolution, cells leave out what is over at the edges of a tile."""
+    side, tile = 42, 131
+    levels = np.random.default_rng(3).integers(0, 256, (2, 3, tile, tile)).astype(np.uint8)
+    pixels = torch.from_numpy(levels / np.float32(127.5) - 1).float()[None]
+    config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=14), scale_factor=3)
+    call = {"pixel_values": pixels}
+    statistics = Statistics((0.5,) * 3, (0.5,) * 3)
+    entropy = find_family("smolvlm").cells(SimpleNamespace(config=config), statistics, call)
+    whole = levels[..., : 3 * side, : 3 * side]
+    want = np.concatenate([cell_entropies(image, side) for image in whole])
+    np.testing.assert_array_equal(entropy.numpy(), want)

@@ -83,6 +83,8 @@ class Family:
         joins_tiles: the encoder's output is per tile, and the tiles of one image are one run of
             placeholder tokens in the prompt.
         prunes_video: ``video_cells`` is implemented.
+        videos_are_images: the processor hands over the frames of a video as images, and nothing
+            tells them apart: they are pruned like images.
         videos_use_image_tokens: the prompt's placeholders do not tell videos from images.
         released_skip: text tokens that the published code leaves out of its queries; None where no
             code was published, so that ``query="released"`` is refused.
@@ -95,6 +97,7 @@ class Family:
     pixel_std: tuple[float, ...] = ()
     joins_tiles = False
     prunes_video = False
+    videos_are_images = False
     videos_use_image_tokens = False
     released_skip: int | None = None
     released_from_output = False

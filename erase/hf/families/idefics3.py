@@ -10,8 +10,8 @@ from torch import Tensor
 
 from erase.hf.families._padding import black_padding
 from erase.hf.families._protocol import Encoded, Family, Statistics
+from erase.hf.families._tiles import tile_entropies
 from erase.hf.gather import pack_index
-from erase_kernels import PixelLayout, patch_entropy_from_pixels
 
 
 class Idefics3(Family):
@@ -25,22 +25,15 @@ class Idefics3(Family):
     model_types = ("idefics3", "smolvlm")
     pixel_mean = (0.5, 0.5, 0.5)
     pixel_std = (0.5, 0.5, 0.5)
+    videos_are_images = True
 
     def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
         """One histogram per cell of every tile, row by row; tiles that only pad are black."""
         pixels = call["pixel_values"]
         real = _real_tiles(pixels)[..., None, None, None]
         tiles = black_padding(pixels, real, statistics).flatten(0, 1)
-        vision, (height, width) = base.config.vision_config, pixels.shape[-2:]
-        layout = PixelLayout.tiles(
-            vision.patch_size * base.config.scale_factor,
-            height,
-            width,
-            statistics.mean,
-            statistics.std,
-            statistics.scale,
-        )
-        return patch_entropy_from_pixels(tiles, layout)
+        side = base.config.vision_config.patch_size * base.config.scale_factor
+        return tile_entropies(tiles, (side, side), statistics)
 
     def tokens(
         self, base: Any, call: Mapping[str, Any], entropy: Tensor, features: Any

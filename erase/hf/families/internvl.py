@@ -23,6 +23,7 @@ class InternVL(Family):
     pixel_mean = IMAGENET.mean
     pixel_std = IMAGENET.std
     joins_tiles = True
+    videos_are_images = True
 
     def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
         """One histogram per token, row-major in each tile, as the model's pixel shuffle has them.
