@@ -26,6 +26,7 @@ from erase.hf.prefill_hooks import (
     named,
     never_compiled,
     parameters_of,
+    tokens_in,
 )
 from erase.hf.prompt import Prompt, brought
 from erase.hf.recurrent import rowwise
@@ -191,7 +192,7 @@ class ModelHooks(BoundToModel):
         if prefill is not None:
             return args, self._planned(prefill, kwargs)
         base = self._architecture.base
-        if not self._session.closed and kwargs["inputs_embeds"].shape[1] > 1:
+        if not self._session.closed and tokens_in(kwargs) > 1:
             check_hooks_ran(base, self._opener in base._forward_pre_hooks)
         state = kv.state_of(kwargs.get("past_key_values"))
         if state is None:

@@ -49,8 +49,18 @@ def run_compiled(user: Any) -> None:
     """Undo ``run_eagerly``; without effect where it is undone already."""
     with _stance_lock:
         _eager.discard(user)
-        if _stance and not _eager:
-            _stance.pop().__exit__(None, None, None)
+        _settle()
+
+
+def settle() -> None:
+    """Let compiled code run again where the last user vanished without undoing anything."""
+    with _stance_lock:
+        _settle()
+
+
+def _settle() -> None:
+    if _stance and not _eager:
+        _stance.pop().__exit__(None, None, None)
 
 
 def brings_images(call: dict[str, Any]) -> bool:
@@ -93,6 +103,7 @@ class AroundModel(BoundToModel):
     def __init__(self, model: nn.Module) -> None:
         self._parameters = parameters_of(model)
         self._here = threading.local()
+        self._users: set[Eagerly] = set()  # of all threads
         self._handles = (
             model.register_forward_pre_hook(self._before, with_kwargs=True),
             model.register_forward_hook(self._after, with_kwargs=True, always_call=True),
@@ -102,23 +113,27 @@ class AroundModel(BoundToModel):
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
-        self._compiled_again()
+        for user in list(self._users):
+            run_compiled(user)
 
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
+    def _before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        if kwargs is None or torch.compiler.is_compiling():
+            return  # without kwargs another thread is just adding or removing the hook
         call = named(self._parameters, args, kwargs)
         if brings_images(call) or tokens_in(call) > 1:
-            self._here.user = Eagerly()  # one that an interrupt left here vanishes
-            run_eagerly(self._here.user)
+            self._compiled_again()  # one that an interrupt left here
+            self._here.user = user = Eagerly()
+            self._users.add(user)
+            run_eagerly(user)
 
-    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         if not torch.compiler.is_compiling():
             self._compiled_again()
 
     def _compiled_again(self) -> None:
         user = vars(self._here).pop("user", None)
         if user is not None:
+            self._users.discard(user)
             run_compiled(user)
 
 
@@ -163,6 +178,7 @@ class PrefillHooks:
             run_compiled(prefill)
         with self._lock:
             self._take_away()
+        settle()
 
     def _take_away(self) -> None:
         self._hooked = False
