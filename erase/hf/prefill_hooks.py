@@ -30,7 +30,8 @@ never_compiled = torch.compiler.disable(
 
 _stance_lock = threading.Lock()
 _stance: list[Any] = []  # of torch's compiler, while somebody runs eagerly
-_eager: WeakSet[Any] = WeakSet()  # prefills that an interrupt left behind vanish from it
+# One that an interrupt left behind stays until its thread's next forward, or the session's end.
+_eager: WeakSet[Any] = WeakSet()
 
 
 class Eagerly:

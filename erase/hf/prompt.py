@@ -77,11 +77,3 @@ def brought(call: Mapping[str, Any], videos: bool) -> dict[Modality, Any]:
         if (videos or modality == "image")
         and (outputs.get(modality) is not None or call.get(name) is not None)
     }
-
-
-def check_mask(mask: Any) -> None:
-    """ValueError unless ``mask`` is None or 2-D."""
-    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
-        return
-    kind = f"a {mask.ndim}-D tensor" if isinstance(mask, Tensor) else type(mask).__name__
-    raise ValueError(f"attention_mask: expected [batch, tokens] or None, got {kind}")
