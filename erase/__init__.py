@@ -8,13 +8,16 @@ from erase.hf import (
     supported_model_types,
     supported_models,
 )
-from erase.methods import PRESETS, EraseConfig
+from erase.methods import PRESETS, Downsample, EraseConfig, FastV, Random
 from erase.report import PrefillReport
 
 __all__ = [
     "PRESETS",
+    "Downsample",
     "EraseConfig",
+    "FastV",
     "PrefillReport",
+    "Random",
     "ResolutionWarning",
     "Session",
     "SupportedModel",

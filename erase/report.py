@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+IMAGE_HEADER = ("row", "image", "median H", "level", "tokens", "stage 1")
+ROW_HEADER = ("layer", "final", "kept", "prefill")
+
 
 @dataclass
 class BytesReport:
@@ -42,6 +45,9 @@ class RowReport:
 
     ``images`` lists the row's images, then its pruned videos; ``visual_tokens`` counts what may be
     pruned. ``layer``, ``candidates`` and ``scores`` are None where stage 2 did not run.
+    ``prefill_ratio``: share of ``visual_tokens`` that a decoder layer ran on in this prefill, mean
+    over all layers: those up to ``layer`` run on what entered, later ones on what was kept. None
+    without visual tokens.
     """
 
     images: list[ImageReport]
@@ -50,6 +56,12 @@ class RowReport:
     candidates: Tensor | None = None
     scores: Tensor | None = None
     kept: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    prefill_ratio: float | None = None
+
+    @property
+    def kept_ratio(self) -> float | None:
+        """Share of ``visual_tokens`` that was finally kept; None without visual tokens."""
+        return len(self.kept) / self.visual_tokens if self.visual_tokens else None
 
 
 @dataclass
@@ -61,6 +73,10 @@ class PrefillReport:
     instead. Empty where no cache is kept. ``kv_bytes``, ``kv_storage_bytes``: of keys and values.
     ``backends``: operator -> backend.
     ``approximate_pixels``: bf16 pixel values, where some levels may be off by one.
+    ``num_layers``: decoder layers of the model.
+
+    Printed: ``stage 1`` and ``final`` are tokens; ``kept`` and ``prefill`` are each row's
+    ``kept_ratio`` and ``prefill_ratio``. Both tell what came out, not what was asked for.
     """
 
     rows: list[RowReport]
@@ -69,10 +85,11 @@ class PrefillReport:
     kv_storage_bytes: BytesReport = field(default_factory=BytesReport)
     backends: dict[str, str] = field(default_factory=dict)
     approximate_pixels: bool = False
+    num_layers: int = 0
 
     def __str__(self) -> str:
         return render(
-            ["row", "image", "median H", "level", "tokens", "stage 1", "layer", "final"],
+            [*IMAGE_HEADER, *ROW_HEADER],
             [line for b, row in enumerate(self.rows) for line in _row_lines(b, row)],
             self._footer(),
         )
@@ -89,9 +106,9 @@ class PrefillReport:
 
 def _row_lines(index: int, row: RowReport) -> list[list[str]]:
     layer = "-" if row.layer is None else str(row.layer)
-    final = str(len(row.kept))
+    whole = [layer, str(len(row.kept)), _percent(row.kept_ratio), _percent(row.prefill_ratio)]
     if not row.images:
-        return [[str(index), "-", "-", "-", "0", "0", layer, final]]
+        return [[str(index), "-", "-", "-", "0", "0", *whole]]
     lines = []
     for i, image in enumerate(row.images):
         first = i == 0
@@ -103,8 +120,7 @@ def _row_lines(index: int, row: RowReport) -> list[list[str]]:
                 str(image.level),
                 str(len(image.entropy)),
                 str(len(image.kept)),
-                layer if first else "",
-                final if first else "",
+                *(whole if first else [""] * len(whole)),
             ]
         )
     return lines
@@ -117,6 +133,10 @@ def render(header: Sequence[str], lines: Sequence[Sequence[str]], footer: str) -
     padded = [[cell.rjust(w) for cell, w in zip(line, widths, strict=True)] for line in table]
     text = ["  ".join(line) for line in padded]
     return "\n".join([*text, footer])
+
+
+def _percent(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.1%}"
 
 
 def _mib(count: int) -> str:

@@ -19,7 +19,7 @@ from erase.hf.families import Family
 from erase.hf.running import callers_of, is_call_of
 from erase.hf.signals import PIXELS, Modality, entropies_in
 from erase.hf.wrappers import unwrap
-from erase.methods import Method
+from erase.methods import Downsample, Method
 from erase.transfer import download
 
 IMAGE_TOKEN_TYPE = 1
@@ -160,6 +160,19 @@ def check_layers_seen(seen: int, layers: int) -> None:
         raise RuntimeError(
             f"prefill: {layers - seen} of {layers} decoder layers ran without their hooks, so "
             "nothing was pruned right; was the prefill compiled?"
+        )
+
+
+def check_is_method(method: object) -> None:
+    """TypeError unless ``method`` follows the pruning protocol."""
+    if isinstance(method, Downsample):
+        raise TypeError(
+            "method: Downsample prunes no tokens, it makes images smaller: call its prepare() on "
+            "the images, and the model on the result, without erase.prune"
+        )
+    if not isinstance(method, Method):
+        raise TypeError(
+            f"method: expected a pruning method such as EraseConfig, got {type(method).__name__}"
         )
 
 

@@ -25,6 +25,7 @@ def build_report(prefill: Prefill, cache: Any) -> PrefillReport:
         rows=rows,
         backends={op: choose_backend(op, prefill.device) for op in operators},
         approximate_pixels=prefill.approximate,
+        num_layers=prefill.session.architecture.facts.num_layers,
     )
     if cache is not None:
         _fill_cache(report, prefill, cache)
@@ -63,9 +64,20 @@ def _rows(prefill: Prefill) -> list[RowReport]:
                 candidates=scored.candidates if scored else None,
                 scores=scored.scores if scored else None,
                 kept=final_rows[b],
+                prefill_ratio=_prefill_ratio(prefill, b, finals[b]),
             )
         )
     return rows
+
+
+def _prefill_ratio(prefill: Prefill, row: int, final: int) -> float | None:
+    """Mean share of a row's visual tokens over decoder layers; None where it has none."""
+    plan, layers = prefill.plan, prefill.session.architecture.facts.num_layers
+    visual, entered, layer = plan.counts.visual[row], plan.entered[row], plan.row_plans[row].layer
+    if not visual:
+        return None
+    before = layers if layer is None else layer + 1
+    return (before * entered + (layers - before) * final) / (layers * visual)
 
 
 def _fill_cache(report: PrefillReport, prefill: Prefill, cache: Any) -> None:

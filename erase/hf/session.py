@@ -21,6 +21,7 @@ from erase.hf.pixels import statistics_for
 from erase.hf.prefill_hooks import BoundToModel
 from erase.hf.refusals import (
     UNFINISHED,
+    check_is_method,
     check_method,
     check_videos,
     complain,
@@ -67,10 +68,7 @@ def prune(
     Warns:
         ResolutionWarning: the processor resizes images unlike what the method's preset assumes.
     """
-    if not isinstance(method, Method):
-        raise TypeError(
-            f"method: expected a pruning method such as EraseConfig, got {type(method).__name__}"
-        )
+    check_is_method(method)
     if isinstance(keep_reports, bool) or not isinstance(keep_reports, int) or keep_reports < 1:
         raise ValueError(f"keep_reports: expected a positive int, got {keep_reports!r}")
     check_resolution(method, processor)

@@ -9,19 +9,25 @@ from erase.methods._protocol import (
     ModelFacts,
     RowPlan,
 )
+from erase.methods.downsample import Downsample
 from erase.methods.erase import EraseConfig
+from erase.methods.fastv import FastV
 from erase.methods.presets import PRESETS, Preset, find_preset
+from erase.methods.random_tokens import Random
 
 __all__ = [
     "PRESETS",
+    "Downsample",
     "Draft",
     "EraseConfig",
+    "FastV",
     "ImagePlan",
     "ImageSignals",
     "LayerSignals",
     "Method",
     "ModelFacts",
     "Preset",
+    "Random",
     "RowPlan",
     "find_preset",
 ]

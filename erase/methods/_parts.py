@@ -1,11 +1,51 @@
-"""Pieces that several methods share: argument checks and host-built tables."""
+"""Pieces that several methods share: JSON, argument checks, plans and host-built tables."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from erase.methods._protocol import Draft, ImageSignals
+from erase.transfer import upload
+from erase_kernels import SegmentedTopK, complexity_plan, segmented_topk
+
+Self = TypeVar("Self", bound="Settings")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of a frozen dataclass whose fields are a whole configuration."""
+
+    def to_json(self) -> str:
+        """All fields as a JSON object; ``from_json`` reads it back to an equal value."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls: type[Self], text: str) -> Self:
+        """Inverse of ``to_json``; ValueError for unknown or missing fields."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"text: expected a JSON object, got {type(fields).__name__}")
+        known = {f.name for f in dataclasses.fields(cls)}
+        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+        if unknown := fields.keys() - known:
+            raise ValueError(f"text: unknown fields {sorted(unknown)}; known: {sorted(known)}")
+        if missing := required - fields.keys():
+            raise ValueError(f"text: missing fields {sorted(missing)}")
+        return cls(**fields)
+
+    def replace(self: Self, **fields: Any) -> Self:
+        """A validated copy with some fields changed; TypeError for an unknown field."""
+        return dataclasses.replace(self, **fields)
 
 
 def check_ratio(name: str, value: object) -> None:
@@ -14,6 +54,20 @@ def check_ratio(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a number in (0, 1], got {type(value).__name__}")
     if not 0 < float(value) <= 1:  # also false for NaN
         raise ValueError(f"{name}: expected a number in (0, 1], got {value}")
+
+
+def check_int(name: str, value: object, least: int = 0) -> None:
+    """TypeError/ValueError unless ``value`` is an int of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name}: expected an int of at least {least}, got {value}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """TypeError unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
 
 
 def check_descending(name: str, values: Sequence[float]) -> None:
@@ -43,6 +97,35 @@ def check_attention_layer(name: str, value: int, layers: Sequence[int]) -> None:
         f"{name}: layer {value} is a linear-attention layer, which has no attention to score with "
         f"and no keys to evict; the nearest full-attention layers: {nearest}"
     )
+
+
+def plan_levels(
+    images: ImageSignals, thresholds: Sequence[float], table: Sequence[Sequence[int]]
+) -> Draft:
+    """Medians, levels, and of ``table`` (an image's counts, level after level) the counts."""
+    device = images.entropy.device
+    levels = len(thresholds) + 1
+    plan = complexity_plan(
+        images.entropy,
+        images.offsets,
+        upload(thresholds, torch.float32, device),
+        upload(table, torch.int32, device).reshape(-1, levels),
+    )
+    return Draft(plan.median, plan.level, plan.count)
+
+
+def plan_evenly(images: ImageSignals, ratio: float) -> Draft:
+    """Every image keeps ``int(n · ratio)`` of its n cells; medians for the report, one level: 0."""
+    return plan_levels(images, (), count_table(images.sizes, (ratio,), None))
+
+
+def best_cells(images: ImageSignals, score: Tensor, counts: Sequence[int]) -> SegmentedTopK:
+    """The ``counts[i]`` cells of highest score of each image, ascending, ties to the lowest index.
+
+    ``score``: f32 [n], aligned with the cells.
+    """
+    wanted = upload(counts, torch.int32, score.device)
+    return segmented_topk(score, images.offsets, wanted, sum(counts))
 
 
 def count_table(

@@ -84,7 +84,7 @@ class LayerSignals:
 
     query: Tensor  # [B, H, S, d]
     key: Tensor  # [B, Hk, L, d]
-    rows: Tensor  # i32 [R], text tokens, indices into S
+    rows: Tensor  # i32 [R], text tokens, indices into S, ascending in each batch row
     row_offsets: Tensor  # i32 [B + 1]
     columns: Tensor  # i32 [C], candidate visual tokens, indices into L
     column_offsets: Tensor  # i32 [B + 1]
@@ -98,7 +98,10 @@ class Method(Protocol):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """The signals to capture; nothing else is computed."""
+        """The signals that the method reads.
+
+        Entropies of the cells are captured for every method: reports hold them.
+        """
         ...
 
     @property

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from erase.methods._models import layers_by_rule
 from erase.methods._parts import (
+    Settings,
+    best_cells,
     check_attention_layer,
     check_descending,
+    check_flag,
+    check_int,
     check_layer,
     check_ratio,
     count_table,
+    plan_levels,
 )
 from erase.methods._protocol import (
     Draft,
@@ -36,17 +38,11 @@ from erase.methods._settings import (
     warn_of_cells,
 )
 from erase.methods.presets import find_preset
-from erase.transfer import upload
-from erase_kernels import (
-    SegmentedTopK,
-    complexity_plan,
-    segmented_topk,
-    text_to_vision_scores,
-)
+from erase_kernels import SegmentedTopK, text_to_vision_scores
 
 
 @dataclass(frozen=True)
-class EraseConfig:
+class EraseConfig(Settings):
     """Configuration of ERASE (paper, section 3); a method of the pruning protocol.
 
     Stage 1 (3.2, 3.3): an image's complexity is the lower median of its cells' entropies. Level =
@@ -106,17 +102,11 @@ class EraseConfig:
         if self.query not in ("exact", "released"):
             raise ValueError(f"query: expected 'exact' or 'released', got {self.query!r}")
         for name in ("stage1", "stage2", "force_gathers"):
-            if not isinstance(getattr(self, name), bool):
-                got = type(getattr(self, name)).__name__
-                raise TypeError(f"{name}: expected a bool, got {got}")
+            check_flag(name, getattr(self, name))
 
     def _check_layers(self) -> None:
         for name in ("early_layer", "late_layer"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-            if value < 0:
-                raise ValueError(f"{name}: expected a 0-based layer, got {value}")
+            check_int(name, getattr(self, name))
         if self.early_layer > self.late_layer:
             raise ValueError(
                 f"early_layer: expected at most late_layer ({self.late_layer}), "
@@ -172,28 +162,6 @@ class EraseConfig:
             settings |= {"early_layer": early, "late_layer": late}
         return cls(**(settings | fields))
 
-    def to_json(self) -> str:
-        """All fields as a JSON object; ``from_json`` reads it back to an equal value."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> EraseConfig:
-        """Inverse of ``to_json``; ValueError for unknown or missing fields."""
-        fields = json.loads(text)
-        if not isinstance(fields, dict):
-            raise ValueError(f"text: expected a JSON object, got {type(fields).__name__}")
-        known = {f.name for f in dataclasses.fields(cls)}
-        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-        if unknown := fields.keys() - known:
-            raise ValueError(f"text: unknown fields {sorted(unknown)}; known: {sorted(known)}")
-        if missing := required - fields.keys():
-            raise ValueError(f"text: missing fields {sorted(missing)}")
-        return cls(**fields)
-
-    def replace(self, **fields: Any) -> EraseConfig:
-        """A validated copy with some fields changed; TypeError for an unknown field."""
-        return dataclasses.replace(self, **fields)
-
     @property
     def needs(self) -> frozenset[Signal]:
         """Signals of the pruning protocol: entropies, and the queries that ``query`` names."""
@@ -217,17 +185,10 @@ class EraseConfig:
 
     def draft(self, images: ImageSignals) -> Draft:
         """Medians, levels and stage-1 counts of all images, on the device."""
-        device = images.entropy.device
         levels = len(self.entropy_thresholds) + 1
         ratios = self.stage1_keep_ratios if self.stage1 else (1.0,) * levels
         table = count_table(images.sizes, ratios, self.keep_ratio)
-        plan = complexity_plan(
-            images.entropy,
-            images.offsets,
-            upload(self.entropy_thresholds, torch.float32, device),
-            upload(table, torch.int32, device).reshape(-1, levels),
-        )
-        return Draft(plan.median, plan.level, plan.count)
+        return plan_levels(images, self.entropy_thresholds, table)
 
     def decide(self, images: Sequence[ImagePlan], batch: int) -> tuple[RowPlan, ...]:
         """Layer (the latest of a row's images) and final count of each batch row.
@@ -250,8 +211,7 @@ class EraseConfig:
 
     def select(self, images: ImageSignals, counts: Sequence[int]) -> SegmentedTopK:
         """Cells of highest entropy of each image, ascending, ties to the lowest index."""
-        wanted = upload(counts, torch.int32, images.entropy.device)
-        return segmented_topk(images.entropy, images.offsets, wanted, sum(counts))
+        return best_cells(images, images.entropy, counts)
 
     def score(self, layer: LayerSignals) -> Tensor:
         """Attention that text tokens pay each candidate: mean over heads, sum over text."""

@@ -118,14 +118,56 @@ def test_table() -> None:
     cells = lines[1].split()
     assert cells[:2] == ["0", "0"]
     assert cells[2] == f"{first.images[0].median:.3f}"
-    assert [int(cell) for cell in cells[3:]] == [
+    assert [int(cell) for cell in cells[3:8]] == [
         first.images[0].level,
         len(first.images[0].entropy),
         len(first.images[0].kept),
         first.layer,
         len(first.kept),
     ]
+    assert cells[8:] == [f"{first.kept_ratio:.1%}", f"{first.prefill_ratio:.1%}"]
+    assert lines[0].split()[-2:] == ["kept", "prefill"]
+    text_only = next(line for line in lines[1:] if line.split()[1] == "-")
+    assert text_only.split()[-2:] == ["-", "-"]
     assert BACKEND in lines[-1]
+
+
+def test_ratios_of_a_row() -> None:
+    """30 tokens of 6 layers: 22 enter layers 0 to 3, 7 the last two."""
+    report = run_pruned(by_name("greedy_photo"), "qwen2_5_vl").reports[0]
+    row = report.rows[0]
+    assert (row.visual_tokens, len(row.candidates), row.layer, len(row.kept)) == (30, 22, 3, 7)
+    assert report.num_layers == TEXT_LAYERS == 6
+    assert row.kept_ratio == 7 / 30
+    assert row.prefill_ratio == pytest.approx((4 * 22 + 2 * 7) / (6 * 30), rel=1e-12)
+
+
+def test_ratios_of_a_ragged_batch() -> None:
+    """Each row by itself: its images together, its own layer, None without images."""
+    rows = run_pruned(by_name("ragged_batch"), "qwen2_5_vl").reports[0].rows
+    for row in rows:
+        if not row.images:
+            assert row.kept_ratio is None
+            assert row.prefill_ratio is None
+            continue
+        seen = sum(len(row.candidates if i <= row.layer else row.kept) for i in range(TEXT_LAYERS))
+        assert row.prefill_ratio == pytest.approx(seen / (TEXT_LAYERS * row.visual_tokens))
+        assert row.kept_ratio == int(row.visual_tokens * 0.25) / row.visual_tokens
+    assert {row.layer for row in rows} == {1, 3, None}
+
+
+def test_ratios_without_a_second_stage() -> None:
+    """Realised, not asked for: one share in all layers."""
+    report = run_pruned(by_name("budget_met"), "qwen2_5_vl").reports[0]
+    row = report.rows[0]
+    assert (row.layer, row.visual_tokens, len(row.kept)) == (None, 42, 21)
+    assert row.kept_ratio == row.prefill_ratio == 0.5
+
+
+def test_ratios_where_all_goes() -> None:
+    row = run_pruned(by_name("nothing_left"), "qwen2_5_vl").reports[0].rows[0]
+    assert (len(row.kept), row.kept_ratio) == (0, 0.0)
+    assert row.prefill_ratio == pytest.approx(4 * len(row.candidates) / (6 * 30))
 
 
 def test_report_does_not_hold_the_cache() -> None:
