@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -12,11 +12,22 @@ import torch
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import erase_kernels
 from erase import tables, visualize
-from erase.demo import PRESET, DemoSettings, Picture, build_model, builtin_pictures, run_picture
+from erase.demo import (
+    PRESET,
+    DemoSettings,
+    Picture,
+    ReaderError,
+    build_model,
+    builtin_pictures,
+    check_reader,
+    load_reader,
+    read_picture,
+    reading_pictures,
+    run_picture,
+)
 from erase.demo.operators import OPERATORS as DEMO_OPERATORS
 from erase.extras import DISTRIBUTION, MissingExtraError, require
 from erase.hf import supported_model_types
@@ -24,6 +35,7 @@ from erase.inspection import OPERATORS, ImageShapeError, inspect_image, load_ima
 from erase.methods import PRESETS, EraseConfig, find_preset
 from erase.methods.presets import PixelBounds
 from erase.panels import demo_figure, inspection_panels
+from erase.progress import prefixed, progress_bar
 
 app = typer.Typer(
     name="erase",
@@ -98,7 +110,7 @@ def inspect(
     _require("plots", "erase inspect")
     target = _writable(output or Path(f"{image.stem}_entropy.png"))
     _check_backends(OPERATORS, torch.device("cpu"))
-    with _shape_errors("IMAGE"):
+    with _refused("IMAGE", ImageShapeError):
         seen = inspect_image(opened, preset, method)
     _save(visualize.pruning_figure([inspection_panels(image.name, seen)]), target)
     console = Console()
@@ -111,40 +123,67 @@ def demo(
     image: Annotated[
         Path | None, typer.Option(help="Your picture instead of the built-in photograph and page.")
     ] = None,
+    reader: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A trained model that reads labels, and its method.json; no wheel has one.",
+        ),
+    ] = None,
     keep: Keep = 0.15,
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.auto,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate when timed.")] = 16,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Picture of what was kept.")
     ] = Path("erase_demo.png"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the model's random weights.")] = 0,
 ) -> None:
-    """Prune a small random Qwen2.5-VL on real images, beside its unpruned self."""
+    """Prune a small random Qwen2.5-VL on real images, beside its unpruned self.
+
+    With --reader, a trained model reads labels first, unpruned and pruned.
+    """
     _method(PRESETS[PRESET].model, keep)
     opened = None if image is None else _open(image, "--image")
+    with _refused("--reader", ReaderError):
+        method = None if reader is None else check_reader(reader, keep)
     _require("plots", "erase demo")
     target = _writable(output)
     place = _place(device)
     settings = DemoSettings(keep=keep, max_new_tokens=max_new_tokens)
     if image is not None and opened is not None:
-        with _shape_errors("--image"):
+        with _refused("--image", ImageShapeError):
             resize(opened, settings.image_processor())
         pictures = [Picture(image.name, opened)]
     else:
         _require("demo", "the built-in photograph and page (--image takes your own)")
         pictures = builtin_pictures()
-    with _progress(1 + len(pictures) * settings.steps) as step:
+    labelled = []
+    if reader is not None and method is not None:
+        _require("demo", "the labelled page and photograph of --reader")
+        with _refused("--reader", ReaderError):
+            trained = load_reader(reader, method, place)
+        labelled = [(trained, picture) for picture in reading_pictures()]
+    with progress_bar(len(labelled) + 1 + len(pictures) * settings.steps) as step:
+        readings = []
+        for trained, shown in labelled:
+            step(f"reading: {shown.name}")
+            readings.append(read_picture(trained, shown))
         step("building the model")
         model = build_model(seed, place)
         results = []
         for picture in pictures:
-            told = _prefixed(step, picture.name)
+            told = prefixed(step, picture.name)
             results.append(run_picture(model, picture, settings, told))
-    _save(demo_figure(results), target)
+    _save(demo_figure(results, readings), target)
     console = Console()
+    if labelled:
+        console.print(tables.reading_table(readings))
+        console.print(tables.reading_notice(trained.model), highlight=False)
     for result in results:
         console.print(tables.demo_tables(result))
     console.print(tables.demo_notice(model), highlight=False)
+    if not labelled:
+        console.print(tables.reader_hint(), markup=False, highlight=False)
     _say_where(console, target)
 
 
@@ -166,10 +205,10 @@ def _open(path: Path, hint: str) -> Image.Image:
 
 
 @contextmanager
-def _shape_errors(hint: str) -> Iterator[None]:
+def _refused(hint: str, kind: type[ValueError]) -> Iterator[None]:
     try:
         yield
-    except ImageShapeError as error:
+    except kind as error:
         raise typer.BadParameter(str(error), param_hint=hint) from error
 
 
@@ -228,27 +267,6 @@ def _require(extra: str, purpose: str) -> None:
         require(extra, purpose)
     except MissingExtraError as error:
         _fail(str(error))
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr; the function it yields says what comes next."""
-    said = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), said, BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        started = False
-
-        def step(what: str) -> None:
-            nonlocal started
-            progress.update(task, advance=int(started), description=what)
-            started = True
-
-        yield step
-
-
-def _prefixed(step: Callable[[str], None], name: str) -> Callable[[str], None]:
-    return lambda what: step(f"{name}: {what}")
 
 
 def _say_where(console: Console, path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from erase.demo.operators import OperatorTime
+from erase.demo.reading import Answer, Reading
 from erase.demo.run import DemoResult, Side
 from erase.extras import DISTRIBUTION, EXTRAS, install_command, missing, version
 from erase.hf import SupportedModel, supported_models
@@ -22,7 +23,10 @@ from erase_kernels import BackendInfo
 NOTHING = "-"
 HASH_SHOWN = 12
 """Leading hex digits of the build's fingerprint."""
+_KIB = 2**10
 _MIB = 2**20
+READER_OPTION = "--reader bench/accuracy/weights"
+"""What a checkout passes to let the demo read."""
 _MILLISECONDS = 1e3
 
 
@@ -173,15 +177,64 @@ def _operator_table(operators: list[OperatorTime]) -> Table:
     return table
 
 
-def demo_notice(model: Any) -> str:
-    """What the demo does not show."""
+def reading_table(readings: Sequence[Reading]) -> Table:
+    """What the reader was asked, what is printed, and what it says unpruned and pruned."""
+    table = Table(title="reading labels, unpruned and pruned", title_justify="left")
+    answers = ("asked", "printed", "unpruned says", "pruned says")
+    for heading in ("picture", *answers, "visual tokens", "after layer", "KV KiB"):
+        table.add_column(heading, overflow="fold")
+    for reading in readings:
+        row, left, right = reading.report.rows[0], reading.unpruned, reading.pruned
+        table.add_row(
+            reading.picture.name,
+            reading.picture.prompt.question,
+            reading.picture.printed,
+            Text(answer_text(left)),
+            Text(answer_text(right)),
+            f"{row.visual_tokens} -> {len(row.images[0].kept)} -> {len(row.kept)}",
+            NOTHING if row.layer is None else str(row.layer),
+            f"{left.kv_bytes / _KIB:.0f} -> {right.kv_bytes / _KIB:.0f}",
+        )
+    return table
+
+
+def answer_text(answer: Answer) -> str:
+    """What was said, and whether it is right."""
+    said = printable(answer.text).strip() or "nothing"
+    return f"{said} ({'right' if answer.right else 'wrong'})"
+
+
+def reading_notice(model: Any) -> str:
+    """What the reading shows, and what it does not."""
+    return (
+        f"The reader is a stock Qwen2.5-VL of {_size(model)}, trained to read such labels and "
+        "nothing else; the page and the photograph are real, the labels were printed on them. "
+        "Visual tokens: all -> after stage 1 -> after stage 2; keys and values: of the unpruned "
+        "prefill -> of the pruned one. Two answers show how it works, not how often it does."
+    )
+
+
+def reader_hint() -> str:
+    """How to see the demo read."""
+    return (
+        "This demo pruned a model without training. To see a trained one read labels too: "
+        f"erase demo {READER_OPTION}, in a checkout (the weights are in no wheel)."
+    )
+
+
+def _size(model: Any) -> str:
     millions = sum(weight.numel() for weight in model.parameters()) / 1e6
     layers = model.config.text_config.num_hidden_layers
+    return f"{layers} decoder layers, {millions:.1f} million parameters"
+
+
+def demo_notice(model: Any) -> str:
+    """What the timed part of the demo does not show."""
     where = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "the CPU"
     return (
-        f"The model has the true architecture of Qwen2.5-VL ({layers} decoder layers) but is tiny "
-        f"({millions:.0f} million parameters) and its weights are random: they make no sense of "
-        "the picture, so neither the words nor the tokens that stage 2 keeps mean anything. "
+        f"The model that is timed has the true architecture of Qwen2.5-VL but is tiny "
+        f"({_size(model)}) and its weights are random: they make no sense of the "
+        "picture, so neither its words nor the tokens that stage 2 keeps mean anything. "
         "Stage 1 needs no weights: it keeps what it would keep for a trained model. Times are for "
         f"this tiny model on this machine ({where}, {torch.get_num_threads()} CPU threads)."
     )

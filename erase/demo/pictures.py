@@ -35,15 +35,34 @@ def builtin_pictures() -> list[Picture]:
     Raises:
         MissingExtraError: one of the two packages is not installed.
     """
+    return [
+        Picture("photograph", photograph("china")),
+        Picture("scanned page", scanned_page(), PAGE_QUESTION),
+    ]
+
+
+def photograph(name: str) -> Image.Image:
+    """A photograph of scikit-learn, "china" or "flower": 640 x 427 pixels, 8-bit RGB.
+
+    Raises:
+        MissingExtraError: scikit-learn or scikit-image is not installed.
+    """
     require("demo", "The demo's photograph and page")
-    from skimage.data import page
     from sklearn.datasets import load_sample_image
 
-    photograph = Image.fromarray(np.asarray(load_sample_image("china.jpg"), dtype=np.uint8))
-    return [
-        Picture("photograph", photograph),
-        Picture("scanned page", whiten_paper(Image.fromarray(page())), PAGE_QUESTION),
-    ]
+    return Image.fromarray(np.asarray(load_sample_image(f"{name}.jpg"), dtype=np.uint8))
+
+
+def scanned_page() -> Image.Image:
+    """The scanned page of scikit-image with its paper whitened: 384 x 191 pixels, 8-bit RGB.
+
+    Raises:
+        MissingExtraError: scikit-learn or scikit-image is not installed.
+    """
+    require("demo", "The demo's photograph and page")
+    from skimage.data import page
+
+    return whiten_paper(Image.fromarray(page()))
 
 
 def whiten_paper(scan: Image.Image) -> Image.Image:
