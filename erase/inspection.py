@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erase.methods import EraseConfig, ImagePlan, ImageSignals
 from erase.methods.presets import PixelBounds, Preset, preset_name
-from erase_kernels import choose_backend, patch_entropy
+from erase_kernels import choose_backend, patch_edges, patch_entropy
 
 OPERATORS = ("patch_entropy", "complexity_plan", "segmented_topk")
 
@@ -154,10 +154,13 @@ def inspect_image(image: Image.Image, preset: Preset, method: EraseConfig) -> In
     resized, cell = resize(image, processor), cell_side(processor)
     entropy = patch_entropy(resized, cell)
     size = len(entropy)
-    signals = ImageSignals(entropy, (size,), torch.tensor([0, size], dtype=torch.int32))
+    wants_edges = "pixel_edges" in method.needs
+    edges = patch_edges(resized, cell) if wants_edges else None
+    signals = ImageSignals(entropy, (size,), torch.tensor([0, size], dtype=torch.int32), edges)
     draft = method.draft(signals)
     level, count = int(draft.level), int(draft.count)
     plan = ImagePlan(float(draft.median), level, count, size, row=0)
+    operators = (*OPERATORS, "patch_edges") if wants_edges else OPERATORS
     late = level < method.num_complex_levels
     return Inspection(
         image=resized,
@@ -170,5 +173,5 @@ def inspect_image(image: Image.Image, preset: Preset, method: EraseConfig) -> In
         kept=method.select(signals, [count]).indices.to(torch.int64),
         final=None if method.keep_ratio is None else method.decide([plan], batch=1)[0].final,
         method=method,
-        backends={op: choose_backend(op, entropy.device) for op in OPERATORS},
+        backends={op: choose_backend(op, entropy.device) for op in operators},
     )

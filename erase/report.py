@@ -29,7 +29,8 @@ class ImageReport:
     """One image or video.
 
     ``entropy`` f32 [cells] nats; ``kept`` i64, ascending cells local to the image. Cells are the
-    tokens that may be pruned, in the order of the prompt.
+    tokens that may be pruned, in the order of the prompt. ``stage1_scores`` f32 [cells], aligned
+    with ``entropy``: what stage 1 ranked them by; None where that is the entropy.
     """
 
     entropy: Tensor
@@ -37,6 +38,7 @@ class ImageReport:
     level: int
     kept: Tensor
     modality: str = "image"
+    stage1_scores: Tensor | None = None
 
 
 @dataclass

@@ -9,6 +9,8 @@ from erase_kernels._status import check_status, raise_for_status, status_word
 from erase_kernels.ops.compact_kv import compact_kv_
 from erase_kernels.ops.compact_rows import compact_rows
 from erase_kernels.ops.complexity_plan import ComplexityPlan, complexity_plan
+from erase_kernels.ops.patch_edges import patch_edges
+from erase_kernels.ops.patch_edges_from_pixels import patch_edges_from_pixels
 from erase_kernels.ops.patch_entropy import patch_entropy
 from erase_kernels.ops.patch_entropy_from_pixels import patch_entropy_from_pixels
 from erase_kernels.ops.segmented_topk import SegmentedTopK, segmented_topk
@@ -28,6 +30,8 @@ __all__ = [
     "compact_kv_",
     "compact_rows",
     "complexity_plan",
+    "patch_edges",
+    "patch_edges_from_pixels",
     "patch_entropy",
     "patch_entropy_from_pixels",
     "raise_for_status",

@@ -24,6 +24,10 @@ BACKENDS = ("reference", "native", "triton")
 # timed on a GPU (bench/results); the native CUDA kernels have run in an emulator only.
 CUDA_ORDER = ("triton", "native")
 
+# One implementation beside the reference, of torch's operators: ``backend=None`` on every device.
+COMPOSITE = ("patch_edges", "patch_edges_from_pixels")
+COMPOSITE_BACKEND = "torch"
+
 OLDEST_TRITON = (3, 6)  # paired with torch 2.11
 INTERPRETER_SWITCH = "TRITON_INTERPRET"  # triton's own: 1 runs kernels on the CPU, slowly
 
@@ -161,7 +165,8 @@ def choose(operator: str, device: torch.device, backend: str | None = None) -> s
         device: where the operands are.
         backend: a name of `BACKENDS`, or None: native, and for CUDA tensors the first of
             `CUDA_ORDER` that is there. None takes the reference only for CPU tensors where the
-            native library is absent, and warns once.
+            native library is absent, and warns once. Operators in `COMPOSITE`: "torch" (None's
+            choice) or "reference".
 
     Returns:
         The name of the backend.
@@ -170,6 +175,8 @@ def choose(operator: str, device: torch.device, backend: str | None = None) -> s
         ValueError: unknown backend.
         RuntimeError: the backend is not available here, or the native library is stale.
     """
+    if operator in COMPOSITE:
+        return _choose_composite(operator, backend)
     if backend is not None and backend not in REASONS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
     wanted = preferred(device) if backend is None else backend
@@ -180,6 +187,13 @@ def choose(operator: str, device: torch.device, backend: str | None = None) -> s
         _warn_reference(reason)
         return "reference"
     raise RuntimeError(f"{operator}: backend {wanted} cannot run on {device}; {describe(device)}")
+
+
+def _choose_composite(operator: str, backend: str | None) -> str:
+    if backend not in (None, "reference", COMPOSITE_BACKEND):
+        there = f"reference, {COMPOSITE_BACKEND} or None (all that {operator} has)"
+        raise ValueError(f"backend: expected {there}, got {backend!r}")
+    return backend or COMPOSITE_BACKEND
 
 
 def _warn_reference(reason: str) -> None:

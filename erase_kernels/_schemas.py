@@ -2,7 +2,8 @@
 
 They exist with or without the native library and triton, whose kernels register under the same
 names. One operator per implementation: ``<operator>_native`` for the CPU and CUDA kernels,
-``<operator>_triton`` for the Triton ones; both have the same arguments and results.
+``<operator>_triton`` for the Triton ones; both have the same arguments and results. A composite
+operator has one, ``<operator>_torch``.
 """
 
 from __future__ import annotations
@@ -99,6 +100,38 @@ define_each(
     "float[] mean, float[] std, float scale, float tolerance) -> Tensor",
     _patch_entropy_from_pixels_fake,
 )
+
+
+# --- edges: composed of torch operators --------------------------------------------------------
+
+
+def _patch_edges_fake(images: Sequence[Tensor], patch_size: int) -> Tensor:
+    return _patch_entropy_fake(images, patch_size, images[0])
+
+
+def _patch_edges_from_pixels_fake(
+    pixel_values: Tensor,
+    cell_sizes: Sequence[int],
+    cell_strides: Sequence[int],
+    *geometry_and_statistics: object,
+) -> Tensor:
+    outer = pixel_values.numel() // cell_strides[0]
+    cells = outer * cell_sizes[0] * cell_sizes[1]
+    return pixel_values.new_empty(cells, dtype=torch.float32)
+
+
+define("patch_edges_torch(Tensor[] images, int patch_size) -> Tensor", _patch_edges_fake)
+define(
+    "patch_edges_from_pixels_torch(Tensor pixel_values, int[] cell_sizes, int[] cell_strides, "
+    "int[] pixel_sizes, int[] pixel_strides, int channel_stride, int segment_columns, int frames, "
+    "float[] mean, float[] std, float scale, float tolerance) -> Tensor",
+    _patch_edges_from_pixels_fake,
+)
+
+
+def implement_composite(operator: str, implementation: Callable[..., object]) -> None:
+    """Makes ``implementation`` the one of a composite operator, on every device."""
+    _library.impl(f"{operator}_torch", implementation, "CompositeExplicitAutograd")
 
 
 # --- selection, scoring and compaction ---------------------------------------------------------

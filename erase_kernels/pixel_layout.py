@@ -33,6 +33,10 @@ class PixelLayout:
     ``pixel_sizes``), and its channel ``ch`` another ``ch*channel_stride``. All strides are in
     elements.
 
+    Where neighbouring pixels matter: the segments of a cell lie row-major in a grid of
+    ``segment_columns`` columns, and the rows of a segment are those of ``frames`` pictures of it,
+    one picture after the other.
+
     A stored value ``v`` of channel ``ch`` stands for the gray level
     ``clamp(floor((v*std[ch] + mean[ch])*scale + 0.5), 0, 255)``, every operation in float32 and
     rounded separately.
@@ -48,6 +52,8 @@ class PixelLayout:
         mean: per channel, what the processor subtracted, in units of ``scale`` gray levels.
         std: per channel, what the processor divided by.
         scale: gray levels per unit: 255, or 1 for a processor that did not rescale.
+        segment_columns: segments side by side in a cell; divides the number of segments.
+        frames: pictures whose rows follow each other; divides the rows of a segment.
     """
 
     shape: tuple[int, ...]
@@ -60,6 +66,8 @@ class PixelLayout:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scale: float = RESCALE
+    segment_columns: int = 1
+    frames: int = 1
 
     def __post_init__(self) -> None:
         check(self.channels in (1, 3), "channels", "1 or 3", self.channels)
@@ -75,6 +83,9 @@ class PixelLayout:
             strides = getattr(self, name)
             at_least = min(strides) if isinstance(strides, tuple) else strides
             check(at_least >= 0, name, "strides of at least 0", strides)
+        for name, whole in (("segment_columns", 0), ("frames", 1)):
+            count, size = getattr(self, name), self.pixel_sizes[whole]
+            check(count >= 1 and size % count == 0, name, f"a divisor of {size}", count)
         reach = self._cell_reach()
         check(
             reach <= self.cell_strides[0],
@@ -132,6 +143,8 @@ class PixelLayout:
             mean=tuple(mean),
             std=tuple(std),
             scale=scale,
+            segment_columns=merge_size,
+            frames=temporal_patch_size if all_frames else 1,
         )
 
     @classmethod
@@ -216,15 +229,7 @@ class PixelLayout:
             ValueError: a value lies further from an integer than `INTEGER_TOLERANCE` of its dtype.
         """
         cells = self.cells(pixel_values)
-        outer = pixel_values.numel() // self.cell_strides[0]
-        strided = (
-            pixel_values.detach()
-            .contiguous()
-            .as_strided(
-                (outer, *self.cell_sizes, self.channels, *self.pixel_sizes),
-                (*self.cell_strides, self.channel_stride, *self.pixel_strides),
-            )
-        )
+        strided = self.strided(pixel_values)
         values = strided.reshape(cells, self.channels, self.cell_pixels).to(torch.float32)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=values.device)[:, None]
         std = torch.tensor(self.std, dtype=torch.float32, device=values.device)[:, None]
@@ -232,6 +237,22 @@ class PixelLayout:
         level = torch.clamp(torch.floor(exact + 0.5), 0.0, MAX_LEVEL)
         _require_integers((exact - level).abs(), INTEGER_TOLERANCE[pixel_values.dtype])
         return level.to(torch.uint8)
+
+    def strided(self, pixel_values: Tensor) -> Tensor:
+        """A view of ``pixel_values`` (contiguous, or a copy that is) with one dimension per loop.
+
+        Returns:
+            ``[i, j, k, C, s, r, c]``: cells, channel, then segments, rows and columns of pixels.
+        """
+        outer = pixel_values.numel() // self.cell_strides[0]
+        return (
+            pixel_values.detach()
+            .contiguous()
+            .as_strided(
+                (outer, *self.cell_sizes, self.channels, *self.pixel_sizes),
+                (*self.cell_strides, self.channel_stride, *self.pixel_strides),
+            )
+        )
 
     def _cell_reach(self) -> int:
         sizes = (*self.cell_sizes, *self.pixel_sizes, self.channels)

@@ -77,6 +77,43 @@ def patch_entropy_of_levels(
     return entropy_of_counts(histograms(luma(levels, 1)), table.to(levels.device))
 
 
+# --- edges -------------------------------------------------------------------------------------
+
+
+def edges_of_pictures(gray: Tensor) -> Tensor:
+    """``sum d^2 / sum |d|`` over neighbours: uint8 ``[n, pictures, h, w]`` -> f32 ``[n]``."""
+    level = gray.to(torch.int64)
+    differences = torch.cat([level.diff(dim=-1).flatten(1), level.diff(dim=-2).flatten(1)], dim=1)
+    squares = differences.square().sum(1).to(torch.float64)
+    total = differences.abs().sum(1).to(torch.float64)
+    return torch.where(total > 0, squares / total, 0.0).to(torch.float32)
+
+
+def patch_edges(images: Sequence[Tensor], patch_size: int) -> Tensor:
+    """See `erase_kernels.patch_edges`."""
+    grays = []
+    for image in images:
+        gray = luma(image if image.dim() == 3 else image.unsqueeze(0), 0)
+        height, width = (size // patch_size for size in gray.shape)
+        blocks = gray.reshape(height, patch_size, width, patch_size).transpose(1, 2)
+        grays.append(blocks.flatten(0, 1))  # [cells, p, p]
+    return edges_of_pictures(torch.cat(grays).unsqueeze(1))
+
+
+def patch_edges_of_levels(
+    levels: Tensor,  # uint8 [n, C, N], as PixelLayout.recover returns
+    pixel_sizes: Sequence[int],
+    segment_columns: int,
+    frames: int,
+) -> Tensor:  # f32 [n]
+    """See `erase_kernels.patch_edges_from_pixels`."""
+    segments, rows, columns = pixel_sizes
+    grid = (segments // segment_columns, segment_columns)
+    gray = luma(levels, 1).view(-1, *grid, frames, rows // frames, columns)
+    pictures = gray.permute(0, 3, 1, 4, 2, 5)  # [n, frames, grid row, row, grid column, column]
+    return edges_of_pictures(pictures.flatten(4, 5).flatten(2, 3))
+
+
 # --- selection, scoring and compaction ---------------------------------------------------------
 
 

@@ -27,6 +27,8 @@ def settings(keep_ratio: float | None, layer: int = 0) -> SimpleNamespace:
         query="exact",
         stage1=False,
         stage2=True,
+        stage1_score="entropy",
+        stage1_spread=0.0,
     )
 
 
@@ -59,6 +61,7 @@ class RandomOracle(Oracle):
             for image in row.images:
                 size = len(image.entropy)
                 numbers = np.array([generator.random() for _ in range(size)], np.float32)
+                image.scores = numbers
                 image.kept = top_indices(numbers, int(size * self._ratio))
                 kept += [row.visual[start + cell] for cell in image.kept]
                 start += size

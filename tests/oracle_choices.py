@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from tests.edges_oracle import cell_edges
 from tests.prompts import CELL, split_images
 
 _SCALE = 2**40
@@ -30,6 +32,8 @@ class Picture:
 
     entropy: np.ndarray
     candidates: list[bool]
+    # f32, of its cells; None: not worked out
+    edges: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclasses.dataclass
@@ -40,6 +44,8 @@ class ImageChoice:
     median: float
     level: int
     kept: list[int]  # cells local to the image, ascending
+    scores: np.ndarray | None = None  # f32 [n] that chose them, where not the entropies
+    by_edges: bool = False
 
 
 @dataclasses.dataclass
@@ -127,7 +133,7 @@ def picture_of(image: np.ndarray | Picture, cell: int = CELL) -> Picture:
     if isinstance(image, Picture):
         return image
     entropy = cell_entropies(image, cell)
-    return Picture(entropy, [True] * len(entropy))
+    return Picture(entropy, [True] * len(entropy), edges=cell_edges(image, cell))
 
 
 def visible_part(picture: Picture, visible: list[bool]) -> Picture:
@@ -136,7 +142,8 @@ def visible_part(picture: Picture, visible: list[bool]) -> Picture:
         return picture
     candidates = [a and b for a, b in zip(picture.candidates, visible, strict=True)]
     cells = [b for a, b in zip(picture.candidates, visible, strict=True) if a]
-    return Picture(picture.entropy[cells], candidates)
+    edges = None if picture.edges is None else picture.edges[cells]
+    return Picture(picture.entropy[cells], candidates, edges=edges)
 
 
 def pictures_on(left: list[np.ndarray | Picture], visible: list[bool]) -> list[Picture]:
@@ -151,8 +158,9 @@ def pictures_on(left: list[np.ndarray | Picture], visible: list[bool]) -> list[P
 
 
 def choose_image(config: Any, image: np.ndarray | Picture, cell: int = CELL) -> ImageChoice:
-    """Stage 1 of one image: lower median, first threshold it exceeds, the counted top entropies."""
-    entropy = picture_of(image, cell).entropy
+    """Stage 1 of one image: lower median, first threshold it exceeds, the counted top scores."""
+    picture = picture_of(image, cell)
+    entropy = picture.entropy
     n = len(entropy)
     median = float(np.sort(entropy)[(n - 1) // 2]) if n else 0.0
     level = len(config.entropy_thresholds)
@@ -164,7 +172,22 @@ def choose_image(config: Any, image: np.ndarray | Picture, cell: int = CELL) -> 
     if config.keep_ratio is not None:
         ratio = max(ratio, config.keep_ratio)
     count = int(n * ratio) if config.stage1 else n
-    return ImageChoice(entropy, median, level, top_indices(entropy, count))
+    rule = config.stage1_score
+    scores = None
+    if rule != "entropy":
+        scores = picture.edges if rule == "edges" else np.abs(entropy - np.float32(median))
+    kept = best_cells(entropy if scores is None else scores, count, config.stage1_spread)
+    return ImageChoice(entropy, median, level, kept, scores, rule == "edges")
+
+
+def best_cells(score: np.ndarray, count: int, spread: float) -> list[int]:
+    """``int(count * spread)`` cells for their places, then the best of the others, ascending."""
+    golden = (math.sqrt(5) - 1) / 2
+    places = sorted(range(len(score)), key=lambda j: (math.modf((j + 1) * golden)[0], j))
+    reserved = places[: int(count * spread)]
+    others = [j for j in range(len(score)) if j not in reserved]
+    best = top_indices(score[others], count - len(reserved))
+    return sorted([*reserved, *(others[i] for i in best)])
 
 
 def choose_layer(config: Any, images: list[ImageChoice]) -> int:

@@ -18,7 +18,7 @@ import erase
 from erase.methods import ImagePlan, ImageSignals, LayerSignals, Method, ModelFacts, RowPlan
 from erase.methods.downsample import smaller_grid
 from erase_kernels.testing import record_ops
-from tests.hf.common import ran_ops
+from tests.hf.operators import ran_ops
 from tests.hf.place import DEVICE
 from tests.models import shared_model
 from tests.prompts import photo

@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "erase_kernels": {"_backends", "_schemas", "_status", "ops", "pixel_layout"},
     "erase_kernels.__main__": {""},
     "erase_kernels.ops": {
+        "ops",
         "_backends",
         "_checks",
         "_numerics",
@@ -23,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
         "pixel_layout",
         "reference",
     },
+    "erase_kernels.ops._edges": {"_numerics", "_schemas", "_status", "pixel_layout"},
     "erase_kernels.reference": {"_checks", "_numerics"},
     "erase_kernels._backends": {"_native", "_schemas", "triton_kernels"},
     "erase_kernels.triton_kernels": {"_numerics", "_status", "pixel_layout", "triton_kernels"},

@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import erase_kernels
+from erase_kernels import choose_backend
 from erase_kernels.testing import record_ops
 
 PAGE = (Path(__file__).parent.parent / "docs" / "operators.md").read_text()
@@ -23,7 +26,8 @@ def test_every_example_runs_in_order() -> None:
         for example in examples:
             exec(example, scope)
     for name in OPERATORS:
-        assert f"erase_kernels::{name.rstrip('_')}_native" in names, name
+        backend = choose_backend(name, torch.device("cpu"))
+        assert f"erase_kernels::{name.rstrip('_')}_{backend}" in names, name
         assert f"ek.{name}(" in PAGE, name
     assert sum("assert" in example for example in examples) >= len(OPERATORS)
 

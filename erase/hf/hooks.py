@@ -45,6 +45,7 @@ from erase.hf.reporting import note_first_decode
 from erase.hf.running import RunningPrefills
 from erase.hf.signals import Modality, with_image_entropies, with_video_entropies
 from erase.hf.wrappers import hide_attribute
+from erase.methods import Signal
 
 if TYPE_CHECKING:
     from erase.hf.session import Session
@@ -112,13 +113,20 @@ class ModelHooks(BoundToModel):
 
     def _wrap_encoders(self, statistics: Mapping[Modality, Statistics]) -> None:
         base, family = self._architecture.base, self._architecture.family
-        encode = with_image_entropies(base.get_image_features, base, family, statistics["image"])
+        encode = with_image_entropies(
+            base.get_image_features, base, family, statistics["image"], self._needs
+        )
         self._set(base, "get_image_features", encode)
         if hasattr(base, "get_video_features"):
             encode = with_video_entropies(
-                base.get_video_features, base, family, statistics.get("video")
+                base.get_video_features, base, family, statistics.get("video"), self._needs
             )
             self._set(base, "get_video_features", encode)
+
+    def _needs(self) -> frozenset[Signal]:
+        """Of the method of the open prefill, else of the one that would be used now."""
+        prefill = self._current()
+        return (self._session if prefill is None else prefill).method.needs
 
     def _set(self, module: Any, name: str, value: Any) -> None:
         """An instance attribute that hides the class's until the session is removed."""

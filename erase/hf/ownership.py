@@ -71,7 +71,8 @@ def without_masked(stream: Stream, owners: Owners, valid: Tensor) -> Stream:
         cells = visible if whole.candidates is None else visible[whole.candidates]
         index = upload(cells.nonzero()[:, 0].tolist(), torch.int64, whole.entropy.device)
         flags = visible if whole.candidates is None else visible & whole.candidates
-        encoded.append(Encoded(whole.entropy[index], flags))
+        edges = None if whole.edges is None else whole.edges[index]
+        encoded.append(Encoded(whole.entropy[index], flags, edges))
     return Stream(stream.modality, tuple(encoded), stream.placeholders)
 
 
@@ -112,11 +113,18 @@ def join_tiles(tiles: Sequence[Encoded], placeholders: Tensor) -> tuple[Encoded,
 
 def _join(tiles: Sequence[Encoded]) -> Encoded:
     entropy = torch.cat([tile.entropy for tile in tiles])
+    edges = joined_edges(tiles)
     if all(tile.candidates is None for tile in tiles):
-        return Encoded(entropy)
+        return Encoded(entropy, edges=edges)
     every = partial(torch.ones, dtype=torch.bool, device="cpu")
     flags = [every(tile.tokens) if tile.candidates is None else tile.candidates for tile in tiles]
-    return Encoded(entropy, torch.cat(flags))
+    return Encoded(entropy, torch.cat(flags), edges)
+
+
+def joined_edges(encoded: Sequence[Encoded]) -> Tensor | None:
+    """Edges one after the other; None where some were encoded without."""
+    edges = [one.edges for one in encoded if one.edges is not None]
+    return torch.cat(edges) if len(edges) == len(encoded) > 0 else None
 
 
 def _runs(mask: Sequence[Sequence[bool]]) -> list[tuple[int, int]]:

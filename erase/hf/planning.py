@@ -13,7 +13,7 @@ from torch import Tensor
 from erase.hf.families import Encoded
 from erase.hf.faults import check_faults
 from erase.hf.gather import chosen_flags, offsets_of
-from erase.hf.ownership import Owners, Stream, assign_rows, without_masked
+from erase.hf.ownership import Owners, Stream, assign_rows, joined_edges, without_masked
 from erase.hf.signals import Modality
 from erase.methods import Draft, ImagePlan, ImageSignals, Method, ModelFacts, RowPlan
 from erase.transfer import download, moved, upload
@@ -42,6 +42,7 @@ class PlannedImages:
     counts: RowCounts
     candidates: tuple[Tensor, ...]  # bool [B, S] of each stream
     selected: SegmentedTopK
+    stage1_scores: Tensor | None  # f32, aligned with the entropies; None: the entropies themselves
 
     @property
     def drops(self) -> bool:
@@ -141,12 +142,12 @@ def _plan(
     method: Method, streams: Sequence[Stream], around: Surroundings
 ) -> tuple[PlannedImages, list[Owners]]:
     encoded = [one for stream in streams for one in stream.encoded]
-    entropies = [one.entropy for one in encoded]
     device = streams[0].placeholders.device
-    everything = _signals(entropies, range(len(entropies)), device)
+    everything = _signals(encoded, device)
+    _check_needs(method, everything)
     draft = method.draft(everything)
     total, batch = len(encoded), len(around.text)
-    devices = [device, entropies[0].device, *around.devices]
+    devices = [device, encoded[0].entropy.device, *around.devices]
     faults = {i: moved(f, device) for i, f in enumerate(around.faults) if f is not None}
     counted = [*_counted(streams, around), *faults.values()]
     drafts, per_row = _numbers(draft, counted, devices)
@@ -164,7 +165,7 @@ def _plan(
     order = [i for i, _, _ in everyone]
     signals = everything
     if order != list(range(total)):
-        signals = _signals(entropies, order, device)
+        signals = _signals([encoded[i] for i in order], device)
     text, unpruned, valid, past, masked = per_row[len(streams) :]
     plan = PlannedImages(
         images=images,
@@ -183,6 +184,7 @@ def _plan(
             for stream, own in zip(streams, owners, strict=True)
         ),
         selected=method.select(signals, [image.count for image in images]),
+        stage1_scores=method.stage1_scores(signals),
     )
     return plan, owners
 
@@ -255,12 +257,20 @@ def _read(parts: Sequence[Tensor], devices: Sequence[torch.device]) -> list[int]
     return values[len(words) :]
 
 
-def _signals(
-    entropies: Sequence[Tensor], order: Sequence[int], device: torch.device
-) -> ImageSignals:
-    sizes = tuple(len(entropies[i]) for i in order)
-    entropy = moved(torch.cat([entropies[i] for i in order]), device)
-    return ImageSignals(entropy, sizes, offsets_of(sizes, device))
+def _signals(encoded: Sequence[Encoded], device: torch.device) -> ImageSignals:
+    sizes = tuple(len(one.entropy) for one in encoded)
+    entropy = moved(torch.cat([one.entropy for one in encoded]), device)
+    edges = joined_edges(encoded)
+    edges = None if edges is None else moved(edges, device)
+    return ImageSignals(entropy, sizes, offsets_of(sizes, device), edges)
+
+
+def _check_needs(method: Method, signals: ImageSignals) -> None:
+    if "pixel_edges" in method.needs and signals.edges is None:
+        raise ValueError(
+            "method: it asks for edges of the pixels, but images were encoded while another method "
+            "was in use, which does not; encode them and run the model under the same one"
+        )
 
 
 def _row_counts(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from erase.hf import cache as kv
 from erase.hf.gather import flat_index, owners_of
@@ -20,7 +22,8 @@ PLANNING_OPERATORS = ("patch_entropy_from_pixels", "complexity_plan", "segmented
 def build_report(prefill: Prefill, cache: Any) -> PrefillReport:
     """The report of a prefill whose cache (or None) is in its final state."""
     rows = _rows(prefill)
-    operators = (*PLANNING_OPERATORS, *sorted(prefill.operators))
+    edges = ("patch_edges_from_pixels",) if "pixel_edges" in prefill.method.needs else ()
+    operators = (*PLANNING_OPERATORS, *edges, *sorted(prefill.operators))
     report = PrefillReport(
         rows=rows,
         backends={op: choose_backend(op, prefill.device) for op in operators},
@@ -35,6 +38,9 @@ def build_report(prefill: Prefill, cache: Any) -> PrefillReport:
 def _rows(prefill: Prefill) -> list[RowReport]:
     plan, slots = prefill.plan, prefill.slots
     entropies = plan.signals.entropy.split(list(plan.signals.sizes))
+    scores: Sequence[Tensor | None] = [None] * len(plan.images)
+    if plan.stage1_scores is not None:
+        scores = plan.stage1_scores.split(list(plan.signals.sizes))
     kept = plan.selected.indices.split([image.count for image in plan.images])
     finals = [
         row.final if row.layer is not None else entered
@@ -56,6 +62,7 @@ def _rows(prefill: Prefill) -> list[RowReport]:
                         level=plan.images[i].level,
                         kept=kept[i].to(torch.int64),
                         modality=plan.images[i].modality,
+                        stage1_scores=scores[i],
                     )
                     for i in mine
                 ],

@@ -1,9 +1,9 @@
-"""Pixel entropies, captured where pixels are encoded, and brought to the forward that uses them.
+"""Entropies and edges of pixels: taken where they are encoded, brought to the forward that asks.
 
 ``get_image_features`` is the one function that sees ``pixel_values`` on every route: newer
 transformers call it in generate(), before the forward, and hand its output over as
-``mm_encoder_outputs``; older ones and direct calls run it inside the forward. The entropies
-therefore travel as an entry of its output, and are also given to the open prefill.
+``mm_encoder_outputs``; older ones and direct calls run it inside the forward. What
+was measured therefore travels as an entry of its output, and is also given to the open prefill.
 """
 
 from __future__ import annotations
@@ -13,16 +13,23 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from erase.hf.current import current_prefill
-from erase.hf.families import Encoded, Family, Statistics, one_token_per_cell
+from erase.hf.families import Encoded, Family, Measure, Statistics, one_token_per_cell
+from erase.methods import Signal
+from erase_kernels import patch_edges_from_pixels, patch_entropy_from_pixels
 
 Modality = Literal["image", "video"]
 PIXELS: dict[Modality, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
 """The argument that brings the pixels of each modality."""
+
+Needs = Callable[[], frozenset[Signal]]
+"""Signals that the method in use asks for; asked at each call, for overrides change it."""
 
 ENTROPY_KEY = "erase_entropy"
 """Entry of the encoder output: one ``Encoded`` per image, video or tile."""
@@ -48,9 +55,9 @@ def _encoding_video() -> Iterator[None]:
 
 
 def with_image_entropies(
-    encode: Callable[..., Any], base: Any, family: Family, statistics: Statistics
+    encode: Callable[..., Any], base: Any, family: Family, statistics: Statistics, needs: Needs
 ) -> Callable[..., Any]:
-    """``get_image_features`` that also computes each cell's entropy; same signature."""
+    """``get_image_features`` that also measures each cell; same signature."""
     signature = inspect.signature(encode)
 
     @functools.wraps(encode)
@@ -61,20 +68,25 @@ def with_image_entropies(
         bound.apply_defaults()
         call = family.read({**bound.arguments, **bound.arguments.get("kwargs", {})})
         # First, so that pixels that cannot be undone are refused before the encoder's work.
-        entropy = family.cells(base, statistics, call)
+        measured = _measured(lambda measure: family.cells(base, statistics, call, measure), needs)
         output: Any = encode(*args, **kwargs)
         if isinstance(output, tuple):  # return_dict=False: nothing to attach them to
             return output
-        encoded = family.tokens(base, call, entropy, output.pooler_output)
+        placed = [family.tokens(base, call, cells, output.pooler_output) for cells in measured]
+        encoded = _joined(*placed)
         return _attach(output, encoded, call, "image", statistics)
 
     return get_image_features
 
 
 def with_video_entropies(
-    encode: Callable[..., Any], base: Any, family: Family, statistics: Statistics | None
+    encode: Callable[..., Any],
+    base: Any,
+    family: Family,
+    statistics: Statistics | None,
+    needs: Needs,
 ) -> Callable[..., Any]:
-    """``get_video_features``, with entropies unless ``statistics`` is None; same signature."""
+    """``get_video_features``, with measured cells unless ``statistics`` is None; same signature."""
     signature = inspect.signature(encode)
 
     @functools.wraps(encode)
@@ -85,15 +97,31 @@ def with_video_entropies(
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         call = {**bound.arguments, **bound.arguments.get("kwargs", {})}
-        entropy = family.video_cells(base, statistics, call)
+        measured = _measured(
+            lambda measure: family.video_cells(base, statistics, call, measure), needs
+        )
         with _encoding_video():
             output: Any = encode(*args, **kwargs)
         if isinstance(output, tuple):
             return output
-        encoded = one_token_per_cell(entropy, output.pooler_output)
+        encoded = _joined(*[one_token_per_cell(cells, output.pooler_output) for cells in measured])
         return _attach(output, encoded, call, "video", statistics)
 
     return get_video_features
+
+
+def _measured(cells: Callable[[Measure], Tensor], needs: Needs) -> list[Tensor]:
+    """Entropies, then edges where the method asks for them: f32 [cells] each."""
+    edges = [patch_edges_from_pixels] if "pixel_edges" in needs() else []
+    return [cells(measure) for measure in (patch_entropy_from_pixels, *edges)]
+
+
+def _joined(entropies: list[Encoded], edges: list[Encoded] | None = None) -> list[Encoded]:
+    """One ``Encoded`` with both measures out of one for each."""
+    if edges is None:
+        return entropies
+    pairs = zip(entropies, edges, strict=True)
+    return [replace(one, edges=other.entropy) for one, other in pairs]
 
 
 def _attach(

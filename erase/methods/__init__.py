@@ -8,6 +8,7 @@ from erase.methods._protocol import (
     Method,
     ModelFacts,
     RowPlan,
+    Signal,
 )
 from erase.methods.downsample import Downsample
 from erase.methods.erase import EraseConfig
@@ -29,5 +30,6 @@ __all__ = [
     "Preset",
     "Random",
     "RowPlan",
+    "Signal",
     "find_preset",
 ]

@@ -70,6 +70,21 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
 
 
+def check_share(name: str, value: object) -> None:
+    """TypeError/ValueError unless ``value`` is a real number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number in [0, 1), got {type(value).__name__}")
+    if not 0 <= float(value) < 1:  # also false for NaN
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        *first, last = (repr(choice) for choice in choices)
+        raise ValueError(f"{name}: expected {', '.join(first)} or {last}, got {value!r}")
+
+
 def check_descending(name: str, values: Sequence[float]) -> None:
     """ValueError unless ``values`` are finite and strictly descending."""
     if not all(isinstance(v, Real) and math.isfinite(v) for v in values):

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from erase_kernels import SegmentedTopK
 
-Signal = Literal["pixel_entropies", "layer_queries", "residual_queries"]
-"""``pixel_entropies``: entropy of every image cell. ``layer_queries``: a decoder layer's own
-rotated queries. ``residual_queries``: queries made from that layer's un-normalised input."""
+Signal = Literal["pixel_entropies", "pixel_edges", "layer_queries", "residual_queries"]
+"""``pixel_entropies``: entropy of every image cell. ``pixel_edges``: its edges
+(``erase_kernels.patch_edges``). ``layer_queries``: a decoder layer's own rotated queries.
+``residual_queries``: queries made from that layer's un-normalised input."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class ImageSignals:
     entropy: Tensor  # f32 [n], nats, images concatenated
     sizes: tuple[int, ...]  # visual tokens of each image, sum = n
     offsets: Tensor  # i32 [I + 1]
+    edges: Tensor | None = None  # f32 [n], gray levels; where the method needs them
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ class Method(Protocol):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """The signals that the method reads.
+        """The signals that the method reads; of the others only entropies are captured.
 
-        Entropies of the cells are captured for every method: reports hold them.
+        Those of the cells are captured for every method: reports hold them.
         """
         ...
 
@@ -123,6 +125,10 @@ class Method(Protocol):
 
     def select(self, images: ImageSignals, counts: Sequence[int]) -> SegmentedTopK:
         """Stage-1 cells of each image, ascending, local to the image."""
+        ...
+
+    def stage1_scores(self, images: ImageSignals) -> Tensor | None:
+        """What ``select`` ranks cells by, for the report: f32 [n]; None: their entropies."""
         ...
 
     def score(self, layer: LayerSignals) -> Tensor:

@@ -11,13 +11,14 @@ from torch import Tensor
 from erase.methods._models import layers_by_rule
 from erase.methods._parts import (
     Settings,
-    best_cells,
     check_attention_layer,
+    check_choice,
     check_descending,
     check_flag,
     check_int,
     check_layer,
     check_ratio,
+    check_share,
     count_table,
     plan_levels,
 )
@@ -37,6 +38,7 @@ from erase.methods._settings import (
     named_preset,
     warn_of_cells,
 )
+from erase.methods._stage1 import STAGE1_SCORES, Stage1Score, scores_of, spread_and_best
 from erase.methods.presets import find_preset
 from erase_kernels import SegmentedTopK, text_to_vision_scores
 
@@ -47,7 +49,8 @@ class EraseConfig(Settings):
 
     Stage 1 (3.2, 3.3): an image's complexity is the lower median of its cells' entropies. Level =
     first i with ``median > entropy_thresholds[i]``, else the last; the image keeps its
-    ``int(n · max(stage1_keep_ratios[level], keep_ratio))`` cells of highest entropy.
+    ``int(n · max(stage1_keep_ratios[level], keep_ratio))`` cells of highest entropy, or of highest
+    ``stage1_score``.
     Stage 2 (3.4, 3.5): after ``late_layer`` where an image of the row is complex, else after
     ``early_layer``, the row keeps the ``int(N · keep_ratio)`` tokens with the highest
     text-to-vision scores, N = its visual tokens in this prefill; their keys and values leave the
@@ -64,6 +67,12 @@ class EraseConfig(Settings):
             from the layer's input without its layer norm, skipping the first text tokens.
         stage1, stage2: switches for ablations. Without stage 1 every token enters the model.
         force_gathers: gather also where nothing is dropped; results must not change.
+        stage1_score: what stage 1 ranks an image's cells by. "entropy": as the paper. Beyond it:
+            "deviation", ``|H - median|``, also keeps cells that are calmer than their image;
+            "edges", the strength of their edges (``erase_kernels.patch_edges``). Level and count
+            come from the entropies in any case.
+        stage1_spread: share in [0, 1) of the cells that stage 1 keeps, ``int(count · share)`` of
+            them, which it keeps for their places, evenly among all, whatever their scores.
 
     Raises:
         TypeError, ValueError: a field is out of its range; the message names it.
@@ -79,6 +88,8 @@ class EraseConfig(Settings):
     stage1: bool = True
     stage2: bool = True
     force_gathers: bool = False
+    stage1_score: Stage1Score = "entropy"
+    stage1_spread: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entropy_thresholds", tuple(self.entropy_thresholds))
@@ -99,8 +110,10 @@ class EraseConfig(Settings):
             # Plain floats: counts and JSON must not depend on a number's type.
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         self._check_layers()
-        if self.query not in ("exact", "released"):
-            raise ValueError(f"query: expected 'exact' or 'released', got {self.query!r}")
+        check_choice("query", self.query, ("exact", "released"))
+        check_choice("stage1_score", self.stage1_score, STAGE1_SCORES)
+        check_share("stage1_spread", self.stage1_spread)
+        object.__setattr__(self, "stage1_spread", float(self.stage1_spread))
         for name in ("stage1", "stage2", "force_gathers"):
             check_flag(name, getattr(self, name))
 
@@ -164,9 +177,10 @@ class EraseConfig(Settings):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """Signals of the pruning protocol: entropies, and the queries that ``query`` names."""
+        """Signals of the protocol: entropies, edges to rank by them, the queries of ``query``."""
         queries: Signal = "layer_queries" if self.query == "exact" else "residual_queries"
-        return frozenset({"pixel_entropies", queries})
+        edges: set[Signal] = {"pixel_edges"} if self.stage1_score == "edges" else set()
+        return frozenset({"pixel_entropies", queries, *edges})
 
     @property
     def num_complex_levels(self) -> int:
@@ -210,8 +224,14 @@ class EraseConfig(Settings):
         return tuple(plans)
 
     def select(self, images: ImageSignals, counts: Sequence[int]) -> SegmentedTopK:
-        """Cells of highest entropy of each image, ascending, ties to the lowest index."""
-        return best_cells(images, images.entropy, counts)
+        """Best cells of each image and those of the spread, ascending; ties: lowest index."""
+        scores = self.stage1_scores(images)
+        scores = images.entropy if scores is None else scores
+        return spread_and_best(images, scores, counts, self.stage1_spread)
+
+    def stage1_scores(self, images: ImageSignals) -> Tensor | None:
+        """What ``stage1_score`` names, f32 [n]; None where it is the entropy."""
+        return scores_of(self.stage1_score, images)
 
     def score(self, layer: LayerSignals) -> Tensor:
         """Attention that text tokens pay each candidate: mean over heads, sum over text."""

@@ -97,6 +97,9 @@ class FastV(Settings):
         """Every cell: ``counts`` are those of ``draft``."""
         return best_cells(images, images.entropy, counts)
 
+    def stage1_scores(self, images: ImageSignals) -> None:
+        """None: nothing is ranked before the language model."""
+
     def score(self, layer: LayerSignals) -> Tensor:
         """Attention that the row's last text token pays each candidate: mean over heads."""
         rows, offsets = layer.rows, layer.row_offsets

@@ -83,9 +83,13 @@ class Random(Settings):
 
     def select(self, images: ImageSignals, counts: Sequence[int]) -> SegmentedTopK:
         """The drawn cells of each image, ascending."""
+        return best_cells(images, self.stage1_scores(images), counts)
+
+    def stage1_scores(self, images: ImageSignals) -> Tensor:
+        """The number drawn for each cell, f32 [n]."""
         draw = random.Random(self.seed).random
         numbers = [draw() for _ in range(sum(images.sizes))]
-        return best_cells(images, upload(numbers, torch.float32, images.entropy.device), counts)
+        return upload(numbers, torch.float32, images.entropy.device)
 
     def score(self, layer: LayerSignals) -> Tensor:
         """RuntimeError: there is no second stage to score for."""

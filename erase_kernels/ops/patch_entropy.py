@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from erase_kernels import _backends, _numerics, _schemas, reference
-from erase_kernels._checks import check, check_int, check_tensor, refuse
+from erase_kernels._checks import check_int
+from erase_kernels.ops._images import check_images
 
 
 def patch_entropy(
@@ -44,33 +44,11 @@ def patch_entropy(
         ERASE, section 3.3 (histogram entropy of image patches); gray levels as in its code.
     """
     check_int(patch_size, "patch_size", 1)
-    images = [image] if isinstance(image, Tensor) else _as_list(image)
-    for item in images:
-        _check_image(item, patch_size)
+    images = check_images(image, patch_size)
     device = images[0].device
-    for item in images[1:]:
-        check(item.device == device, "image", f"every image on {device}", item.device)
     chosen = _backends.choose("patch_entropy", device, backend)
     table = _numerics.entropy_table(patch_size * patch_size, device)
     if chosen == "reference":
         return reference.patch_entropy(images, patch_size, table)
     run = _schemas.implementation_of("patch_entropy", chosen)
     return run(images, patch_size, table)  # type: ignore[no-any-return]
-
-
-def _as_list(image: Sequence[Tensor]) -> list[Tensor]:
-    expected = "a uint8 tensor or a sequence of them"
-    check(isinstance(image, Sequence), "image", expected, type(image).__name__, TypeError)
-    check(len(image) > 0, "image", "at least one image", "an empty sequence")
-    return list(image)
-
-
-def _check_image(image: Tensor, patch_size: int) -> None:
-    check_tensor(image, "image")
-    check(image.dtype == torch.uint8, "image", "dtype torch.uint8", image.dtype, TypeError)
-    shape = tuple(image.shape)
-    ranks = image.dim() == 2 or (image.dim() == 3 and image.shape[0] in (1, 3))
-    check(ranks, "image", "shape [3, H, W], [1, H, W] or [H, W]", shape)
-    multiple = image.shape[-2] % patch_size == 0 and image.shape[-1] % patch_size == 0
-    if not multiple:  # the message is only made when needed: a tracer may hold a symbolic size
-        refuse("image", f"H and W to be multiples of patch_size={patch_size}", shape)

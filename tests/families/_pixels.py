@@ -7,6 +7,7 @@ packing are done here again.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from transformers import CLIPImageProcessor
@@ -40,11 +41,11 @@ def cut(canvas: np.ndarray, side: int) -> list[np.ndarray]:
     ]
 
 
-def cell_map(image: np.ndarray, cell: int) -> np.ndarray:
-    """Entropies [rows, columns] of the whole cells of [3, H, W]."""
+def cell_map(image: np.ndarray, cell: int, measure: Any = cell_entropies) -> np.ndarray:
+    """Entropies, or edges, [rows, columns] of the whole cells of [3, H, W]."""
     rows, columns = image.shape[1] // cell, image.shape[2] // cell
     whole = np.ascontiguousarray(image[:, : rows * cell, : columns * cell])
-    return cell_entropies(whole, cell).reshape(rows, columns)
+    return measure(whole, cell).reshape(rows, columns)
 
 
 def mosaic(tiles: list[np.ndarray], across: int, cell: int) -> np.ndarray:

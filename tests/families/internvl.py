@@ -14,6 +14,7 @@ from transformers import (
     InternVLForConditionalGeneration,
 )
 
+from tests.edges_oracle import cell_edges
 from tests.families._base import IDS, TinyFamily
 from tests.families._pixels import IMAGENET_MEAN, IMAGENET_STD, cell_map, cut, resized
 from tests.oracle_choices import Picture
@@ -91,7 +92,8 @@ class TinyInternVL(TinyFamily):
         truths = []
         for image in images:
             entropy = np.concatenate([cell_map(tile, CELL).ravel() for tile in tiles(image)])
-            truths.append(Picture(entropy, [True] * len(entropy)))
+            edges = [cell_map(tile, CELL, cell_edges).ravel() for tile in tiles(image)]
+            truths.append(Picture(entropy, [True] * len(entropy), edges=np.concatenate(edges)))
         return {"pixel_values": out["pixel_values"]}, truths
 
 

@@ -15,7 +15,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import erase
 from erase_kernels.testing import record_ops
 from tests.hf.cases import Case, Outcome
-from tests.hf.place import BACKEND, ON_GPU
+from tests.hf.operators import backend_of, erase_ops, expected_ops
+from tests.hf.place import ON_GPU
 from tests.hf.subjects import Family, model_of, oracle_images, repeated
 from tests.models import TEXT_LAYERS
 from tests.oracle import Oracle
@@ -35,8 +36,6 @@ ERRORS_APART = 3
 """The pruned model may be twice as far from the truth as the oracle, so three errors from it."""
 CLEAR_DIFFERENCE = 0.1
 """Largest logit change that pruning must cause in every case (logits have unit deviation)."""
-STAGE1_OPS = {"patch_entropy_from_pixels", "complexity_plan", "segmented_topk"}
-STAGE2_OPS = {"text_to_vision_scores", "segmented_topk"}
 
 
 @dataclass
@@ -138,12 +137,6 @@ def run_pruned(case: Case, family: Family, attention: str = "sdpa", **overrides:
     return Pruned(outcome, list(session.reports), seen, pruned, erase_ops(ops))
 
 
-def erase_ops(names: list[str]) -> set[str]:
-    """Operators of ``erase_kernels`` among the dispatched ones, without their namespace."""
-    prefix = "erase_kernels::"
-    return {name.split(".")[0].removeprefix(prefix) for name in names if name.startswith(prefix)}
-
-
 def run_oracle(
     case: Case, family: Family, dtypes: tuple[torch.dtype, ...] = (), **overrides: Any
 ) -> tuple[Outcome, Oracle]:
@@ -195,6 +188,9 @@ def _assert_row(got: Any, row: Any, limit: Limits) -> None:
         assert image.median == want.median
         assert image.level == want.level
         assert image.kept.tolist() == want.kept
+        assert (image.stage1_scores is None) == (want.scores is None)
+        if want.scores is not None:
+            np.testing.assert_array_equal(image.stage1_scores.cpu().numpy(), want.scores)
     assert got.layer == row.layer
     if row.layer is None:
         assert got.candidates is None
@@ -219,18 +215,7 @@ def assert_scores(got: Any, row: Any, limit: Limits) -> None:
 
 def _assert_backends(report: Any, turn: Turn) -> None:
     assert set(report.backends) == expected_ops([turn], kv=bool(report.kv_lengths))
-    assert set(report.backends.values()) == {BACKEND}
-
-
-def expected_ops(turns: list[Turn], kv: bool) -> set[str]:
-    """Operators that these prefills need: nothing missing, nothing called in vain."""
-    rows = [row for turn in turns for row in turn.rows]
-    expected = set(STAGE1_OPS)
-    if any(len(row.kept) < len(row.visual) for row in rows):
-        expected.add("compact_rows")
-    if any(row.layer is not None for row in rows):
-        expected |= STAGE2_OPS | ({"compact_kv_"} if kv else set())
-    return expected
+    assert all(name == backend_of(op) for op, name in report.backends.items())
 
 
 def _assert_kv_lengths(report: Any, turn: Turn) -> None:
@@ -242,11 +227,6 @@ def _assert_kv_lengths(report: Any, turn: Turn) -> None:
     slots = [length > 0 for length in lengths[0]]
     assert len(slots) == TEXT_LAYERS
     assert lengths == [[valid * held for held in slots] for valid in turn.valid_after]
-
-
-def ran_ops(operators: set[str]) -> set[str]:
-    """The private operators that calls of these public ones dispatch to here."""
-    return {f"{op}_{BACKEND}".replace("__", "_") for op in operators}
 
 
 def logit_differences(got: Outcome, want: Outcome, oracle: Oracle) -> list[float]:

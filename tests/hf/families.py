@@ -22,10 +22,10 @@ from tests.hf.common import (
     assert_cache,
     assert_outcomes,
     assert_reports,
-    erase_ops,
     logit_differences,
     snapshot,
 )
+from tests.hf.operators import erase_ops
 from tests.hf.watch import Watch
 from tests.oracle import Oracle
 from tests.prompts import Prompt, page, photo

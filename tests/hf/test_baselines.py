@@ -26,12 +26,10 @@ from tests.hf.common import (
     assert_outcomes,
     assert_reports,
     differs_clearly,
-    erase_ops,
     errors_apart,
-    expected_ops,
     is_clear,
-    ran_ops,
 )
+from tests.hf.operators import erase_ops, expected_ops, ran_ops
 from tests.hf.place import ON_GPU
 from tests.hf.subjects import Family, model_of, oracle_images
 from tests.hf.test_identity import assert_same_bits

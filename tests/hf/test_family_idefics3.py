@@ -11,6 +11,7 @@ import torch
 
 import erase
 from erase.hf.families import Statistics, find_family
+from erase_kernels import patch_entropy_from_pixels
 from tests.families import idefics3
 from tests.families._base import TinyFamily
 from tests.families.idefics3 import image_processor
@@ -136,7 +137,8 @@ def test_pixels_beyond_the_last_cell() -> None:
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=14), scale_factor=3)
     call = {"pixel_values": pixels}
     statistics = Statistics((0.5,) * 3, (0.5,) * 3)
-    entropy = find_family("smolvlm").cells(SimpleNamespace(config=config), statistics, call)
+    base = SimpleNamespace(config=config)
+    entropy = find_family("smolvlm").cells(base, statistics, call, patch_entropy_from_pixels)
     whole = levels[..., : 3 * side, : 3 * side]
     want = np.concatenate([cell_entropies(image, side) for image in whole])
     np.testing.assert_array_equal(entropy.numpy(), want)

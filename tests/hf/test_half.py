@@ -17,15 +17,8 @@ import erase
 from erase_kernels.testing import record_ops
 from tests.hf.calls import Outcome, forced_loop
 from tests.hf.cases import Case, by_name
-from tests.hf.common import (
-    assert_scores,
-    erase_ops,
-    errors_apart,
-    expected_ops,
-    logit_differences,
-    oracle_images,
-    ran_ops,
-)
+from tests.hf.common import assert_scores, errors_apart, logit_differences, oracle_images
+from tests.hf.operators import erase_ops, expected_ops, ran_ops
 from tests.hf.place import BACKEND, ON_GPU
 from tests.models import FAMILIES, shared_model
 from tests.oracle import Oracle

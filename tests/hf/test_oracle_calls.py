@@ -13,13 +13,12 @@ from tests.hf.common import (
     assert_outcomes,
     assert_reports,
     differs_clearly,
-    expected_ops,
     limits,
-    ran_ops,
     run_oracle,
     run_pruned,
     run_stock,
 )
+from tests.hf.operators import expected_ops, ran_ops
 from tests.hf.subjects import Family
 from tests.models import FAMILIES
 from tests.oracle import Oracle

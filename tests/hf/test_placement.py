@@ -23,10 +23,10 @@ from tests.hf.common import (
     assert_outcomes,
     assert_reports,
     limits,
-    ran_ops,
     run_oracle,
     snapshot,
 )
+from tests.hf.operators import ran_ops
 from tests.hf.place import DEVICE, ON_GPU
 from tests.hf.two_devices import HERE, OTHER, TwoDevices, device_of, place, spread
 from tests.models import TEXT_LAYERS, build_model

@@ -10,7 +10,7 @@ import torch
 import erase
 from tests.hf.calls import Outcome, generate_into
 from tests.hf.cases import Case, by_name
-from tests.hf.common import ran_ops
+from tests.hf.operators import ran_ops
 from tests.hf.place import ON_GPU
 from tests.hf.watch import Watch
 from tests.models import FAMILIES, LATE_LAYER, TEXT_LAYERS, shared_model

@@ -14,14 +14,8 @@ from erase_kernels import _backends, check_status
 from erase_kernels.testing import record_ops
 from tests.hf.calls import Outcome, forced_loop
 from tests.hf.cases import BASE_CONFIG, Case
-from tests.hf.common import (
-    LOGIT_TOLERANCE,
-    SCORE_FLOOR,
-    SCORE_TOLERANCE,
-    STAGE1_OPS,
-    STAGE2_OPS,
-    erase_ops,
-)
+from tests.hf.common import LOGIT_TOLERANCE, SCORE_FLOOR, SCORE_TOLERANCE
+from tests.hf.operators import STAGE1_OPS, STAGE2_OPS, erase_ops
 from tests.hf.place import DEVICE
 from tests.models import shared_model
 from tests.prompts import CELL, Prompt, chat_processor, encode, noise, page

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from erase.demo_assets import load_tokenizer
+from tests.edges_oracle import slice_edges
 from tests.families._base import IDS
 from tests.families.qwen2_vl import QwenPrompts
 from tests.hf.place import put
@@ -72,7 +73,8 @@ def truth_of(family: QwenPrompts, video: Clip) -> Picture:
     frames, cell = video.even(), MERGE * family.patch
     slices = [frames[t : t + TEMPORAL] for t in range(0, len(frames), TEMPORAL)]
     entropy = np.concatenate([slice_entropies(one, cell) for one in slices])
-    return Picture(entropy, [True] * len(entropy))
+    edges = np.concatenate([slice_edges(one, cell) for one in slices])
+    return Picture(entropy, [True] * len(entropy), edges=edges)
 
 
 def grid_of(family: QwenPrompts, video: Clip) -> list[int]:

@@ -2,7 +2,13 @@
 
 from importlib import import_module
 
-from erase.hf.families._protocol import Encoded, Family, Statistics, one_token_per_cell
+from erase.hf.families._protocol import (
+    Encoded,
+    Family,
+    Measure,
+    Statistics,
+    one_token_per_cell,
+)
 
 _ADAPTERS = (
     "qwen2_vl",
@@ -43,6 +49,7 @@ __all__ = [
     "FAMILIES",
     "Encoded",
     "Family",
+    "Measure",
     "Statistics",
     "find_family",
     "one_token_per_cell",

@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 from erase.hf.families._patches import function_of_model_file
-from erase.hf.families._protocol import Encoded, Family, Statistics
+from erase.hf.families._protocol import Encoded, Family, Measure, Statistics
 from erase.hf.families._tiles import (
     host_numbers,
+    measure_tiles,
     setting,
     sides,
     statistics_of_tower,
-    tile_entropies,
 )
 from erase.transfer import upload
 
 NEWLINE = -1.0
 """Cell number of a newline token."""
 BLEND_UNIT = 2.0**-30
-"""Nats to which blends are rounded before fp32; entropies of single cells are multiples of it."""
+"""Nats (of edges: gray levels) to which blends are rounded before fp32; entropies of single cells
+are multiples of it."""
 SAME_CELL = 0.01
 """Variance of the cell numbers that are blended into one token: above it, there are several."""
 
@@ -50,8 +51,10 @@ class AnyResolution(Family):
         names = ("image_sizes", "batch_num_images")
         return {**call, **{name: host_numbers(call[name]) for name in names if name in call}}
 
-    def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
-        """One histogram per patch of every tile, without the tiles that only fill up a batch.
+    def cells(
+        self, base: Any, statistics: Statistics, call: Mapping[str, Any], measure: Measure
+    ) -> Tensor:
+        """One cell per patch of every tile, without the tiles that only fill up a batch.
 
         Raises:
             ValueError: other tiles than those that ``image_sizes`` ask for.
@@ -70,7 +73,7 @@ class AnyResolution(Family):
                 f"pixel_values: {len(pixels)} tiles, but image_sizes ask for {counts} tiles"
             )
         patch = sides(base.config.vision_config.patch_size)
-        return tile_entropies(pixels, patch, statistics)
+        return measure_tiles(measure, pixels, patch, statistics)
 
     def tokens(
         self, base: Any, call: Mapping[str, Any], entropy: Tensor, features: Any
@@ -78,7 +81,7 @@ class AnyResolution(Family):
         """The cell of each token; newlines are no candidates.
 
         A model that shrinks large grids blends each token out of the features of up to four cells;
-        its entropy is then the same blend of their entropies.
+        its entropy is then the same blend of their entropies, and its edges of their edges.
         """
         counts = _tile_counts(base, call)
         numbers = torch.arange(len(entropy), dtype=torch.float64, device="cpu")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erase.hf.families._protocol import Family, Statistics
-from erase_kernels import PixelLayout, patch_entropy_from_pixels
+from erase.hf.families._protocol import Family, Measure, Statistics
+from erase_kernels import PixelLayout
 
 MROPE_AXES = 3
 """Temporal, height and width position of a token."""
@@ -29,14 +29,16 @@ def patch_layout(vision: Any, statistics: Statistics, *, all_frames: bool = Fals
     )
 
 
-def patch_entropies(pixels: Tensor, vision: Any, statistics: Statistics) -> Tensor:
-    """Entropy of every cell of images; both temporal halves hold the same image."""
-    return patch_entropy_from_pixels(pixels, patch_layout(vision, statistics))
+def measure_patches(
+    measure: Measure, pixels: Tensor, vision: Any, statistics: Statistics
+) -> Tensor:
+    """``measure`` of every cell of images; both temporal halves hold the same image."""
+    return measure(pixels, patch_layout(vision, statistics))
 
 
-def frame_entropies(pixels: Tensor, vision: Any, statistics: Statistics) -> Tensor:
-    """Entropy of every cell of videos: one histogram over the pixels of all frames of its slice."""
-    return patch_entropy_from_pixels(pixels, patch_layout(vision, statistics, all_frames=True))
+def measure_frames(measure: Measure, pixels: Tensor, vision: Any, statistics: Statistics) -> Tensor:
+    """``measure`` of every cell of videos: of the pixels of all frames of its slice together."""
+    return measure(pixels, patch_layout(vision, statistics, all_frames=True))
 
 
 def check_patch_sizes(image_processor: Any, vision: Any) -> None:
@@ -85,13 +87,19 @@ class PatchFamily(Family):
         """ValueError where the processor's patches are not the model's."""
         check_patch_sizes(image_processor, config.vision_config)
 
-    def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
-        """One histogram per merged patches."""
-        return patch_entropies(call["pixel_values"], base.config.vision_config, statistics)
+    def cells(
+        self, base: Any, statistics: Statistics, call: Mapping[str, Any], measure: Measure
+    ) -> Tensor:
+        """One cell per merged patches."""
+        vision = base.config.vision_config
+        return measure_patches(measure, call["pixel_values"], vision, statistics)
 
-    def video_cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
-        """One histogram per merged patches of a temporal slice."""
-        return frame_entropies(call["pixel_values_videos"], base.config.vision_config, statistics)
+    def video_cells(
+        self, base: Any, statistics: Statistics, call: Mapping[str, Any], measure: Measure
+    ) -> Tensor:
+        """One cell per merged patches of a temporal slice."""
+        vision = base.config.vision_config
+        return measure_frames(measure, call["pixel_values_videos"], vision, statistics)
 
     def full_positions(
         self, position_ids: Tensor | None, batch: int, length: int, past: int, device: torch.device

@@ -7,12 +7,18 @@ differs from a plain decoder (one row of positions, one token per cell, no publi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from erase_kernels import PixelLayout
+
+Measure = Callable[[Tensor, PixelLayout], Tensor]
+"""What is measured in each cell: f32 [cells] of pixels and where the cells lie in them.
+``patch_entropy_from_pixels`` and ``patch_edges_from_pixels`` are such."""
 
 UINT8_SCALE = 255.0
 """Processors map levels 0..255 to 0..1 unless ``do_rescale`` is off or the factor is changed."""
@@ -51,10 +57,12 @@ class Encoded:
     ``entropy``: f32 [cells] nats, one per candidate token in the order of the tokens.
     ``candidates``: bool [tokens] on the CPU, False at placeholder tokens without a cell (newlines),
     which are always kept and never counted; None: every token is a candidate.
+    ``edges``: f32 [cells] gray levels, aligned with ``entropy``; None: not asked for.
     """
 
     entropy: Tensor
     candidates: Tensor | None = None
+    edges: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -113,17 +121,23 @@ class Family:
         """The call as ``cells`` and ``tokens`` get it: what they need on the host is read once."""
         return call
 
-    def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
-        """Entropy of every cell in ``pixel_values``, before the encoder runs: f32 [cells].
+    def cells(
+        self, base: Any, statistics: Statistics, call: Mapping[str, Any], measure: Measure
+    ) -> Tensor:
+        """``measure`` of every cell in ``pixel_values``, before the encoder runs: f32 [cells].
 
         Args:
             base: the vision-language model.
             statistics: of the processor.
             call: arguments of ``get_image_features``, defaults filled in.
+            measure: called once for each tensor of pixels; entropies always, edges where the
+                method asks for them.
         """
         raise NotImplementedError
 
-    def video_cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
+    def video_cells(
+        self, base: Any, statistics: Statistics, call: Mapping[str, Any], measure: Measure
+    ) -> Tensor:
         """As ``cells``, for the arguments of ``get_video_features``."""
         raise NotImplementedError
 
@@ -132,10 +146,12 @@ class Family:
     ) -> list[Encoded]:
         """Which cell each token of the encoder's output stands for; here: one after the other.
 
+        Where a method asks for edges, they are laid out by another call, in the entropies' place.
+
         Args:
             base: the vision-language model.
             call: arguments of ``get_image_features``, defaults filled in.
-            entropy: what ``cells`` returned.
+            entropy: what ``cells`` returned, of whichever measure.
             features: ``pooler_output`` of the encoder: a sequence of ``[tokens, D]``.
         """
         return one_token_per_cell(entropy, features)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erase.hf.families._protocol import Encoded, Statistics
+from erase.hf.families._protocol import Encoded, Measure, Statistics
 from erase.transfer import download
-from erase_kernels import PixelLayout, patch_entropy_from_pixels
+from erase_kernels import PixelLayout
 
 CLIP = Statistics(
     (0.48145466, 0.4578275, 0.40821073),
@@ -50,15 +50,17 @@ def grid_of(size: Sequence[int], cell: tuple[int, int]) -> tuple[int, int]:
     return int(size[0]) // cell[0], int(size[1]) // cell[1]
 
 
-def tile_entropies(
+def measure_tiles(
+    measure: Measure,
     pixels: Tensor,
     cell: tuple[int, int],
     statistics: Statistics,
     size: Sequence[int] | None = None,
 ) -> Tensor:
-    """Entropy of every cell, tile by tile, row-major: f32 [tiles * rows * columns].
+    """``measure`` of every cell, tile by tile, row-major: f32 [tiles * rows * columns].
 
     Args:
+        measure: what is measured in a cell.
         pixels: ``[tiles, C, H, W]``.
         cell: height and width of a cell in pixels.
         statistics: of the processor.
@@ -87,7 +89,7 @@ def tile_entropies(
         std=statistics.std,
         scale=statistics.scale,
     )
-    return patch_entropy_from_pixels(pixels, layout)
+    return measure(pixels, layout)
 
 
 def host_numbers(values: Any) -> Any:

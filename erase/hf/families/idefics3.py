@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from erase.hf.families._padding import black_padding
-from erase.hf.families._protocol import Encoded, Family, Statistics
-from erase.hf.families._tiles import tile_entropies
+from erase.hf.families._protocol import Encoded, Family, Measure, Statistics
+from erase.hf.families._tiles import measure_tiles
 from erase.hf.gather import pack_index
 
 
@@ -27,13 +27,15 @@ class Idefics3(Family):
     pixel_std = (0.5, 0.5, 0.5)
     videos_are_images = True
 
-    def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
-        """One histogram per cell of every tile, row by row; tiles that only pad are black."""
+    def cells(
+        self, base: Any, statistics: Statistics, call: Mapping[str, Any], measure: Measure
+    ) -> Tensor:
+        """Cells of every tile, row by row; tiles that only pad are black."""
         pixels = call["pixel_values"]
         real = _real_tiles(pixels)[..., None, None, None]
         tiles = black_padding(pixels, real, statistics).flatten(0, 1)
         side = base.config.vision_config.patch_size * base.config.scale_factor
-        return tile_entropies(tiles, (side, side), statistics)
+        return measure_tiles(measure, tiles, (side, side), statistics)
 
     def tokens(
         self, base: Any, call: Mapping[str, Any], entropy: Tensor, features: Any

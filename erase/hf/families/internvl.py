@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from erase.hf.families._protocol import Family, Statistics
-from erase.hf.families._tiles import IMAGENET, sides, tile_entropies
+from erase.hf.families._protocol import Family, Measure, Statistics
+from erase.hf.families._tiles import IMAGENET, measure_tiles, sides
 
 
 class InternVL(Family):
     """Adapter of ``InternVLForConditionalGeneration`` (InternVL2.5, 3, 3.5).
 
     All tiles of an image and its thumbnail, which follow one another in the prompt, share one
-    ranking by entropy, one level and one budget. The processor makes video frames into images of
+    ranking, one level and one budget. The processor makes video frames into images of
     one tile each, and the model cannot tell them apart: every frame is pruned like an image.
     """
 
@@ -25,8 +25,10 @@ class InternVL(Family):
     joins_tiles = True
     videos_are_images = True
 
-    def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
-        """One histogram per token, row-major in each tile, as the model's pixel shuffle has them.
+    def cells(
+        self, base: Any, statistics: Statistics, call: Mapping[str, Any], measure: Measure
+    ) -> Tensor:
+        """One cell per token, row-major in each tile, as the model's pixel shuffle has them.
 
         Raises:
             ValueError: a tile that is not square, whose tokens the model would mix up.
@@ -40,7 +42,8 @@ class InternVL(Family):
                 "pixel_values: expected square tiles, the only ones whose patches the model "
                 f"merges in place, got {height}x{width} pixels"
             )
-        return tile_entropies(pixels, (patch[0] * merge, patch[1] * merge), statistics)
+        cell = (patch[0] * merge, patch[1] * merge)
+        return measure_tiles(measure, pixels, cell, statistics)
 
 
 FAMILY = InternVL()

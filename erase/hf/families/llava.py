@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erase.hf.families._protocol import Encoded, Family, Statistics
+from erase.hf.families._protocol import Encoded, Family, Measure, Statistics
 from erase.hf.families._tiles import (
     CLIP,
     grid_of,
     host_numbers,
+    measure_tiles,
     setting,
     sides,
     statistics_of_tower,
-    tile_entropies,
     with_leading_token,
 )
 
@@ -40,14 +40,18 @@ class Llava(Family):
         """``image_sizes`` on the host."""
         return {**call, "image_sizes": host_numbers(call.get("image_sizes"))}
 
-    def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
-        """One histogram per patch."""
+    def cells(
+        self, base: Any, statistics: Statistics, call: Mapping[str, Any], measure: Measure
+    ) -> Tensor:
+        """One cell per patch."""
         pixels, sizes = call["pixel_values"], call["image_sizes"]
         patch = sides(base.config.vision_config.patch_size)
         if sizes is None:
-            return tile_entropies(pixels, patch, statistics)
+            return measure_tiles(measure, pixels, patch, statistics)
         images = zip(pixels.split(1), sizes, strict=False)  # the tower ignores the others too
-        return torch.cat([tile_entropies(image, patch, statistics, size) for image, size in images])
+        return torch.cat(
+            [measure_tiles(measure, image, patch, statistics, size) for image, size in images]
+        )
 
     def tokens(
         self, base: Any, call: Mapping[str, Any], entropy: Tensor, features: Any

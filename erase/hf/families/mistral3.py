@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from erase.hf.families._padding import black_padding
-from erase.hf.families._protocol import Encoded, Family, Statistics, one_token_per_cell
+from erase.hf.families._protocol import (
+    Encoded,
+    Family,
+    Measure,
+    Statistics,
+    one_token_per_cell,
+)
 from erase.hf.gather import pack_index
 from erase.transfer import moved, upload
-from erase_kernels import PixelLayout, patch_entropy_from_pixels
+from erase_kernels import PixelLayout
 
 
 class Mistral3(Family):
@@ -28,8 +34,10 @@ class Mistral3(Family):
     pixel_mean = (0.48145466, 0.4578275, 0.40821073)
     pixel_std = (0.26862954, 0.26130258, 0.27577711)
 
-    def cells(self, base: Any, statistics: Statistics, call: Mapping[str, Any]) -> Tensor:
-        """One histogram per cell of every canvas; cells of the padding are black."""
+    def cells(
+        self, base: Any, statistics: Statistics, call: Mapping[str, Any], measure: Measure
+    ) -> Tensor:
+        """Cells of every canvas; those of the padding are black."""
         pixels, cell = call["pixel_values"], _cell_size(base.config)
         inside = _image_cells(call, cell)
         height, width = (size * cell for size in inside.shape[1:])
@@ -39,7 +47,7 @@ class Mistral3(Family):
         layout = PixelLayout.tiles(
             cell, height, width, statistics.mean, statistics.std, statistics.scale
         )
-        return patch_entropy_from_pixels(pixels, layout)
+        return measure(pixels, layout)
 
     def tokens(
         self, base: Any, call: Mapping[str, Any], entropy: Tensor, features: Any
