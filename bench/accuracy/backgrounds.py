@@ -15,9 +15,10 @@ print. photo: a pale photograph, text directly on it. sign: a photograph at full
 label on a flat plate of its own."""
 
 TRAINING_PHOTOS = ("astronaut", "brick", "chelsea", "coffee", "grass", "gravel", "ihc", "rocket")
-CALIBRATION_PHOTOS = ("motorcycle_left",)
+VALIDATION_PHOTOS = ("motorcycle_left",)
+CALIBRATION_PHOTOS = ("camera", "clock_motion", "coins")
 TEST_PHOTOS = ("china", "flower")
-"""Photographs of the three splits: none is in two of them. The last two ship with scikit-learn,
+"""Photographs of the four splits: none is in two of them. The last two ship with scikit-learn,
 the others with scikit-image."""
 
 GRAIN = (1.0, 12.0)

@@ -38,7 +38,7 @@ def _draw(points: list[dict[str, float]], path: Path) -> None:
     losses, matches = figure.subplots(1, 2)
     for axes, names, title in (
         (losses, COLUMNS[2:4], "training loss"),
-        (matches, COLUMNS[4:], "exact match, calibration split"),
+        (matches, COLUMNS[4:], "exact match, validation split"),
     ):
         for name in names:
             known = [(p["step"], p[name]) for p in points if name in p]

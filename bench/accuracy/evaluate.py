@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,6 +23,9 @@ from bench.machine import cpu_name
 GRIDS = ((8, 8), (16, 16))
 """224 and 448 pixels: 64 and 256 visual tokens."""
 
+MOST_DIFFERING = 0.05
+MOST_SHIFT = 0.005
+
 _bed: list[Bed] = []
 """Of a worker process."""
 
@@ -36,6 +41,16 @@ def _batch(grid: tuple[int, int], at: int, wanted: list[Job]) -> dict[str, Outco
     return _bed[0].run("test", range(at, at + BATCH), grid, wanted)
 
 
+@contextmanager
+def _cancelled_early(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """A failed batch or an interrupt ends the run without the batches that have not begun."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+
+
 def evaluate(
     weights: Path, samples: int, wanted: list[Job], workers: int, facts: dict[str, object]
 ) -> Results:
@@ -48,7 +63,7 @@ def evaluate(
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_prepare, initargs=(weights,)
     )
-    with calibrate.bar() as progress, pool:
+    with calibrate.bar() as progress, pool, _cancelled_early(pool):
         task = progress.add_task("batches", total=len(GRIDS) * len(starts))
         futures = {
             grid: [pool.submit(_batch, grid, at, wanted) for at in starts]
@@ -66,21 +81,37 @@ def evaluate(
     return Results(facts, grids)
 
 
-def differences(ours: Results, committed: Results) -> list[str]:
-    """What of ``ours`` lies outside the committed figures' intervals.
+def check_comparable(wanted: list[Job], committed: Results) -> None:
+    """ValueError where a job of ``wanted`` is not in the committed evaluation."""
+    for name, grid in committed.grids.items():
+        missing = [job for job, _ in wanted if job not in grid.answers]
+        if missing:
+            raise ValueError(f"committed: {name} has no {', '.join(missing)}; run with --write")
 
-    The committed evaluation holds the same samples and more: accuracies of the same samples are
-    compared, within the interval that so few samples have.
+
+def differences(ours: Results, committed: Results) -> list[str]:
+    """Where ``ours`` is not the committed evaluation.
+
+    The committed one holds the same samples and more. On the same samples, accuracies may differ
+    by no more than the interval printed beside the committed one, ``MOST_DIFFERING`` of the
+    answers may differ (roundings of another machine), and kept shares by ``MOST_SHIFT``.
     """
     found = []
     for name, grid in ours.grids.items():
-        number = min(len(grid), len(committed.grids[name]))
-        ours_first, theirs = grid.first(number), committed.grids[name].first(number)
+        theirs = committed.grids[name]
+        number = min(len(grid), len(theirs))
         for job in grid.answers:
-            mine, known = ours_first.of(job), theirs.of(job)
-            share = binomial(int(known.sum()), len(known))
-            if not share.low <= float(mine.mean()) <= share.high:
-                found.append(f"{name} {job}: {mine.mean():.3f}, committed {share} %")
+            mine, known = grid.of(job)[:number], theirs.of(job)[:number]
+            printed = binomial(int(theirs.of(job).sum()), len(theirs))
+            reach = max(printed.high - printed.value, printed.value - printed.low)
+            gap, other = abs(mine.mean() - known.mean()), (mine != known).mean()
+            kept = [answers.answers[job].mean("kept") or 0 for answers in (grid, theirs)]
+            if gap > reach or other > MOST_DIFFERING or abs(kept[0] - kept[1]) > MOST_SHIFT:
+                found.append(
+                    f"{name} {job}: {mine.mean():.3f}, committed {known.mean():.3f} on the same "
+                    f"{number} samples; {other:.1%} of the answers differ; kept {kept[0]:.3f}, "
+                    f"committed {kept[1]:.3f}"
+                )
     return found
 
 

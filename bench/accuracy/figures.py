@@ -11,14 +11,21 @@ from bench.accuracy.methods import DEPTHS
 from bench.accuracy.results import GridResults
 
 BINS = 6
-"""Groups of equally many images, by entropy."""
-EARLY, LATE = DEPTHS[1], DEPTHS[3]
+"""Groups of about equally many images, by entropy; equal entropies stay together."""
+SHOWN = (DEPTHS[0], DEPTHS[1], DEPTHS[3])
+"""Layers: those of the paper's early and late curves, and this bed's early one between them."""
+MARKERS = ("o", "^", "s")
 
 
-def retained_by_entropy(grids: dict[str, GridResults], ratio: float, path: Path) -> None:
+def retained_by_entropy(
+    grids: dict[str, GridResults], ratio: float, path: Path, digest: str
+) -> None:
     """Like the paper's Figure 6: of the samples right unpruned, how many stay so, by entropy.
 
-    Early and late pruning, with binomial 95% intervals.
+    Stage 2 alone, early and late, with binomial 95% intervals.
+
+    Args:
+        digest: written into the file, so that a stale picture can be told.
     """
     from matplotlib.figure import Figure
 
@@ -30,8 +37,8 @@ def retained_by_entropy(grids: dict[str, GridResults], ratio: float, path: Path)
         medians = grid.median[base]
         edges = np.quantile(medians, np.linspace(0, 1, BINS + 1))
         which = np.clip(np.searchsorted(edges, medians, side="right") - 1, 0, BINS - 1)
-        for depth, marker in ((EARLY, "o"), (LATE, "s")):
-            right = grid.of(f"layer{depth}@{ratio}")[base]
+        for depth, marker in zip(SHOWN, MARKERS, strict=True):
+            right = grid.of(f"only-layer{depth}@{ratio}")[base]
             groups = [right[which == b] for b in range(BINS) if (which == b).any()]
             centres = [float(medians[which == b].mean()) for b in range(BINS) if (which == b).any()]
             shares = [binomial(int(group.sum()), len(group)) for group in groups]
@@ -50,4 +57,4 @@ def retained_by_entropy(grids: dict[str, GridResults], ratio: float, path: Path)
         axes.legend()
     figure.axes[0].set_ylabel("still right (%)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Description": digest})

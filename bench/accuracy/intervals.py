@@ -44,8 +44,8 @@ def binomial(right: int, number: int) -> Share:
 def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> Share:
     """Accuracy of ``ours`` minus that of ``theirs``, bool [n] on the same samples.
 
-    The variance counts only samples on which the two differ (as McNemar's test does). Where they
-    never differ, one sample in three may: the rule of three bounds the interval.
+    Only samples on which the two differ widen the interval, which is that of Bonett and Price
+    (Statistical Methods in Medical Research 21, 2012): Wald's, with one sample more on either side.
 
     Raises:
         ValueError: other lengths, or no samples.
@@ -54,13 +54,13 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> Share:
         raise ValueError(
             f"theirs: expected the samples of ours, got {theirs.shape} and {ours.shape}"
         )
-    number = len(ours)
     gained = int((ours & ~theirs).sum())
     lost = int((~ours & theirs).sum())
-    difference = (gained - lost) / number
-    variance = (gained + lost - (gained - lost) ** 2 / number) / number**2
-    reach = Z95 * math.sqrt(variance) if variance > 0 else 3 / number
-    return Share(difference, difference - reach, difference + reach)
+    number = len(ours) + 2
+    up, down = (gained + 1) / number, (lost + 1) / number
+    reach = Z95 * math.sqrt((up + down - (up - down) ** 2) / number)
+    low, high = max(-1.0, up - down - reach), min(1.0, up - down + reach)
+    return Share((gained - lost) / len(ours), low, high)
 
 
 def retained(pruned: np.ndarray, unpruned: np.ndarray) -> Share:

@@ -24,9 +24,10 @@ SCORES = ("entropy", "deviation", "edges")
 
 @dataclass(frozen=True)
 class Found:
-    """What the search chose: the default, other numbers of levels, other weights."""
+    """What the search chose: the default, the same for edges, other numbers of levels, weights."""
 
     default: Settings
+    edges: Settings
     levels: Mapping[int, Settings]
     alphas: Mapping[float, Settings]
 
@@ -61,6 +62,7 @@ def _at(found: Found, ratio: float, quick: bool) -> list[Job]:
         ("random", Random(keep_ratio=ratio)),
         ("downsample", Downsample(keep_ratio=ratio)),
         ("fastv", FastV(keep_ratio=ratio, layer=EARLY_LAYER)),
+        ("fastv-late", FastV(keep_ratio=ratio, layer=LATE_LAYER)),
         ("erase", full),
     ]
     if quick:
@@ -69,20 +71,24 @@ def _at(found: Found, ratio: float, quick: bool) -> list[Job]:
         ("released", full.replace(query="released")),
         ("stage2", full.replace(stage1=False)),
         ("spread", full.replace(stage1_spread=SPREAD)),
+        ("edges-own", found.edges.method(keep_ratio=ratio, stage1_score="edges")),
     ]
     for score in SCORES:
         flat = Settings((), (ratio,), 0.0, 0.0).method(stage1_score=score)
         rows.append((f"only-{score}", flat))
         if score != "entropy":
             rows.append((f"erase-{score}", full.replace(stage1_score=score)))
-    preset = _preset(ratio)
-    rows.append(("preset", preset))
-    rows += [(f"preset-{score}", preset.replace(stage1_score=score)) for score in SCORES[1:]]
-    rows.append(("preset-spread", preset.replace(stage1_spread=SPREAD)))
-    rows += [(f"layer{k}", full.replace(early_layer=k, late_layer=k)) for k in DEPTHS]
+    if ratio != RATIOS[0]:
+        preset = _preset(ratio)
+        rows.append(("preset", preset))
+        rows += [(f"preset-{score}", preset.replace(stage1_score=score)) for score in SCORES[1:]]
+        rows.append(("preset-spread", preset.replace(stage1_spread=SPREAD)))
+    rows += [(f"levels{n}", s.method(keep_ratio=ratio)) for n, s in found.levels.items()]
     if ratio == RATIOS[1]:  # the ratio of the paper's tables 5 and 12
-        rows += [(f"levels{n}", s.method(keep_ratio=ratio)) for n, s in found.levels.items()]
         rows += [(f"alpha{a}", s.method(keep_ratio=ratio)) for a, s in found.alphas.items()]
+        for k in DEPTHS:
+            fixed = full.replace(early_layer=k, late_layer=k)
+            rows += [(f"layer{k}", fixed), (f"only-layer{k}", fixed.replace(stage1=False))]
     return rows
 
 

@@ -59,11 +59,6 @@ class GridResults:
             return right
         return right[BACKGROUNDS.index(background) :: len(BACKGROUNDS)]
 
-    def first(self, number: int) -> GridResults:
-        """The first samples only; means are not known for them."""
-        answers = {name: Answers(a.right[:number], {}) for name, a in self.answers.items()}
-        return GridResults(self.median[:number], answers)
-
 
 @dataclass(frozen=True)
 class Results:
@@ -123,7 +118,7 @@ def load(path: Path = RESULTS) -> Results:
 
 
 def _packed(right: np.ndarray) -> str:
-    return base64.b64encode(np.packbits(right)).decode()
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
 def _unpacked(text: str, number: int) -> np.ndarray:

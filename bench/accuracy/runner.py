@@ -111,7 +111,7 @@ class Bed:
                     if isinstance(method, Downsample):
                         continue
                     if isinstance(method, Random):  # other tokens in every batch
-                        method = method.replace(seed=method.seed + at)
+                        method = method.replace(seed=method.seed + indices[at])
                     parts[name].append(self._outcome(samples, inputs, method))
                     progress()
             for name, method in jobs:

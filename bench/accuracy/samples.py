@@ -13,6 +13,7 @@ from bench.accuracy.backgrounds import (
     CALIBRATION_PHOTOS,
     TEST_PHOTOS,
     TRAINING_PHOTOS,
+    VALIDATION_PHOTOS,
     draw_background,
     font,
 )
@@ -39,10 +40,12 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 PHOTOS = {
     "train": TRAINING_PHOTOS,
+    "validation": VALIDATION_PHOTOS,
     "calibration": CALIBRATION_PHOTOS,
     "test": TEST_PHOTOS,
 }
-_SPLIT_SEEDS = {"train": 1, "calibration": 2, "test": 3}
+"""validation: for the learning curve. calibration: for thresholds. test: for figures alone."""
+_SPLIT_SEEDS = {"train": 1, "validation": 2, "test": 3, "calibration": 4}
 _NUM_LABELS = {16: (1, 3), 64: (3, 6), 256: (4, 10), 1024: (8, 16)}
 """Fewest and most labels of an image, by cells; the last entry that is not larger counts."""
 

@@ -2,19 +2,20 @@
 
 For every calibration sample and every ratio of a grid, stage 1 runs alone and the answer is noted.
 From that table any choice of thresholds and ratios can be replayed exactly, so the best one is
-found by trying all (the paper samples 100 of them, appendix D). Only samples that are right
-unpruned count, as there.
+found by trying all that are allowed (the paper samples 100 of them, appendix D): thresholds among
+quantiles of the medians, enough samples in every level, and ratios that do not rise as images get
+simpler. Only samples that are right unpruned count, as there.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from bench.accuracy.backgrounds import BACKGROUNDS
 from bench.accuracy.runner import BATCH, Bed, Job
 from erase.methods import EraseConfig
 
@@ -37,10 +38,24 @@ SCAN_RATIO = 0.15
 
 @dataclass(frozen=True)
 class Table:
-    """``median`` f32 [n] nats; ``right`` bool [n, ratios], all of samples right unpruned."""
+    """Samples that are right unpruned.
+
+    Attributes:
+        median: f32 [n] nats; ``right``: bool [n, ratios].
+        kind: i64 [n], which of ``BACKGROUNDS``.
+    """
 
     median: np.ndarray
     right: np.ndarray
+    kind: np.ndarray
+
+    def lost_by_kind(self, chosen: Settings) -> list[float]:
+        """Share of each background's answers that ``chosen`` loses."""
+        thresholds = np.array(chosen.thresholds, dtype=np.float32)
+        level = (self.median[:, None] <= thresholds).sum(1)
+        ratio = np.array([RATIOS.index(r) for r in chosen.ratios])[level]
+        right = self.right[np.arange(len(self.right)), ratio]
+        return [float((~right[self.kind == k]).mean()) for k in range(len(BACKGROUNDS))]
 
 
 @dataclass(frozen=True)
@@ -81,13 +96,14 @@ def measure(
     level = Settings((), (1.0,), 0.0, 0.0).method(stage1_score=stage1_score)
     jobs: list[Job] = [("unpruned", None)]
     jobs += [(str(r), level.replace(stage1_keep_ratios=(r,))) for r in RATIOS]
-    medians, right = [], []
+    medians, right, kinds = [], [], []
     for grid, count in sizes(part).items():
         outcomes = bed.run("calibration", range(count), grid, jobs, progress)
         base = outcomes["unpruned"].right
         medians.append(outcomes[str(RATIOS[0])].median[base])
         right.append(np.stack([outcomes[str(r)].right[base] for r in RATIOS], axis=1))
-    return Table(np.concatenate(medians), np.concatenate(right))
+        kinds.append((np.arange(count) % len(BACKGROUNDS))[base])
+    return Table(np.concatenate(medians), np.concatenate(right), np.concatenate(kinds))
 
 
 def sizes(part: float) -> dict[tuple[int, int], int]:
@@ -101,10 +117,7 @@ def measurements(part: float = 1.0) -> int:
 
 
 def least_loss(table: Table, levels: int, most_loss: float = MOST_LOSS) -> Settings:
-    """The settings that prune most while losing at most ``most_loss`` of the answers.
-
-    Ties go to fewer lost answers, then to the thresholds tried first (highest first).
-    """
+    """The settings that prune most while losing at most ``most_loss`` of the answers."""
     budget = int(most_loss * len(table.median))
     best: tuple[tuple[float, float], Settings] | None = None
     for cuts, parts in _partitions(table, levels):
@@ -215,17 +228,20 @@ def as_json(table: Table) -> dict[str, object]:
     """The table in a few kilobytes: medians, and right answers as one string per sample."""
     return {
         "ratios": RATIOS,
+        "kind": table.kind.tolist(),
         "median": [round(float(m), 5) for m in table.median],
         "right": ["".join("01"[int(x)] for x in row) for row in table.right],
     }
 
 
 def from_json(stored: dict[str, object]) -> Table:
-    """Inverse of ``as_json``."""
+    """Inverse of ``as_json``.
+
+    Raises:
+        ValueError: the table is of other ratios than ``RATIOS``.
+    """
+    if tuple(stored["ratios"]) != RATIOS:  # type: ignore[arg-type]
+        raise ValueError(f"stored: expected ratios {RATIOS}, got {stored['ratios']}")
     rows = [[c == "1" for c in row] for row in stored["right"]]  # type: ignore[attr-defined]
-    return Table(np.array(stored["median"], dtype=np.float32), np.array(rows))
-
-
-def to_dict(settings: Settings) -> dict[str, object]:
-    """For a JSON file."""
-    return dataclasses.asdict(settings)
+    median = np.array(stored["median"], dtype=np.float32)
+    return Table(median, np.array(rows), np.array(stored["kind"]))

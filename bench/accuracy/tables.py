@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from bench.accuracy.backgrounds import BACKGROUNDS
 from bench.accuracy.intervals import binomial, paired_difference, retained
-from bench.accuracy.methods import DEPTHS, PAPER_DEPTHS, RATIOS, SCORES
-from bench.accuracy.results import GridResults
+from bench.accuracy.methods import DEPTHS, MAIN, PAPER_DEPTHS, RATIOS
+from bench.accuracy.results import GridResults, Results
 from bench.accuracy.search import Settings
 
 LABELS = {
     "unpruned": "unpruned",
     "random": "random",
-    "downsample": "smaller image, as many tokens",
+    "downsample": "smaller image, at most as many tokens",
     "fastv": "FastV (after layer 1)",
+    "fastv-late": "FastV (after layer 4)",
     "erase": "**ERASE**",
     "released": "ERASE, released queries",
     "stage2": "ERASE, stage 2 only",
-    "only-entropy": "entropy only",
-    "only-deviation": "deviation only",
-    "only-edges": "edges only",
+    "only-entropy": "entropy alone, before layer 0",
+    "only-deviation": "deviation alone, before layer 0",
+    "only-edges": "edges alone, before layer 0",
     "erase-deviation": "ERASE, deviation in stage 1",
     "erase-edges": "ERASE, edges in stage 1",
     "spread": "ERASE, a fifth of stage 1 spread evenly",
+    "edges-own": "ERASE, edges, with thresholds of their own",
     "preset": "ERASE, thresholds of Qwen2.5-VL-7B",
     "preset-deviation": "the same, deviation in stage 1",
     "preset-edges": "the same, edges in stage 1",
@@ -32,10 +35,20 @@ LABELS = {
     "stage1-deviation": "ERASE, deviation",
     "stage1-edges": "ERASE, edges",
 }
-COMPARED = ("random", "downsample", "fastv", "only-entropy", "stage2", "erase", "erase-edges")
+COMPARED = (
+    "random",
+    "downsample",
+    "fastv",
+    "fastv-late",
+    "only-entropy",
+    "stage2",
+    "erase",
+    "released",
+    "edges-own",
+)
 REMEDIES = (
     ("only-entropy", "only-deviation", "only-edges"),
-    ("erase", "erase-deviation", "erase-edges", "spread"),
+    ("erase", "erase-deviation", "erase-edges", "edges-own", "spread"),
     ("preset", "preset-deviation", "preset-edges", "preset-spread"),
 )
 
@@ -72,6 +85,9 @@ def main_table(grid: GridResults) -> str:
     """Like the paper's Table 1: accuracy by kind of background at each ratio."""
     header = ["kept", "method", *BACKGROUNDS, "average", "retained", "final", "prefill"]
     rows = [["100%", LABELS["unpruned"], *_accuracy(grid, "unpruned"), "100.0", "100.0"]]
+    if "stage1" in grid.answers:
+        kept = percent(grid.answers["stage1"].mean("kept"))
+        rows.append(["", "ERASE, stage 1 only", *_accuracy(grid, "stage1"), kept, kept])
     for ratio in RATIOS:
         for index, name in enumerate(n for n in COMPARED if f"{n}@{ratio}" in grid.answers):
             job = f"{name}@{ratio}"
@@ -86,6 +102,47 @@ def main_table(grid: GridResults) -> str:
                 ]
             )
     return markdown(header, rows, text_columns=2)
+
+
+def background_table(grid: GridResults, kind: str) -> str:
+    """One kind of background: accuracy (Wilson) and what is retained (paired) at each ratio."""
+    base = grid.of("unpruned", kind)
+    unpruned = str(binomial(int(base.sum()), len(base)))
+    rows = [["unpruned", *[unpruned, "100"] * len(RATIOS)]]
+    for name in COMPARED:
+        row = [LABELS[name]]
+        for ratio in RATIOS:
+            right = grid.of(f"{name}@{ratio}", kind)
+            row += [str(binomial(int(right.sum()), len(right))), str(retained(right, base))]
+        rows.append(row)
+    header = [f"{kind}, {len(base)} images"]
+    for ratio in RATIOS:
+        header += [f"{100 * ratio:g}%: right", "retained"]
+    return markdown(header, rows)
+
+
+def short_table(results: Results) -> str:
+    """For the README: accuracy at the least ratio, every size of image, main methods."""
+    ratio = RATIOS[-1]
+    names = {"unpruned": "unpruned"}
+    names |= {f"{name}@{ratio}": LABELS[name] for name in MAIN}
+    header = [f"right answers (%), {100 * ratio:g}% of the visual tokens kept"]
+    for name in results.grids:
+        header += [f"{math.prod(map(int, name.split('x')))} tokens", "in prefill"]
+    rows = []
+    for job, label in names.items():
+        row = [label]
+        for grid in results.grids.values():
+            share = percent(grid.answers[job].mean("prefill"))
+            row += [_accuracy(grid, job)[-2], f"{share}%"]
+        rows.append(row)
+    number = len(next(iter(results.grids.values())))
+    return (
+        f"{markdown(header, rows)}\n\nA small trained reading model, {number} held-out images of "
+        "each size, 95% intervals; in prefill: share of the visual tokens that a layer ran on, "
+        "averaged over layers. The smaller images lie below the sizes that the model was trained "
+        "to read. All rows, losses and limits: [docs/accuracy.md](docs/accuracy.md)."
+    )
 
 
 def versus(grid: GridResults, ours: str, theirs: str) -> str:
@@ -105,12 +162,12 @@ def _signed(gap: object) -> str:
     return text if text.startswith("-") else f"+{text}"
 
 
-def stage1_table(grid: GridResults, matched: float) -> str:
-    """Like the paper's Table 4: stage 1 alone against a fixed ratio that prunes as much."""
+def stage1_table(grid: GridResults) -> str:
+    """Like the paper's Table 4: stage 1 alone against one ratio for every image."""
     names = {
         "unpruned": "unpruned",
         "random@stage1": "random",
-        "downsample@stage1": "smaller image, as many tokens",
+        "downsample@stage1": "smaller image, at most as many tokens",
         "only-entropy@stage1": "entropy, the same ratio for every image",
         "only-edges@stage1": "edges, the same ratio for every image",
         "stage1": "ERASE, stage 1",
@@ -144,16 +201,26 @@ def search_table(grid: GridResults, ratio: float, found: dict[str, Settings]) ->
     rows = []
     for job, settings in found.items():
         answers = grid.answers[f"{job}@{ratio}"]
-        label = {"erase": "least loss (default)"}.get(job, job)
-        if job.startswith("levels"):
-            label = "least loss"
+        label = "least loss"
         if job.startswith("alpha"):
-            label = f"equation 2, alpha {job.removeprefix('alpha')}"
+            label = f"equation 2, alpha = {job.removeprefix('alpha')}"
+        if job == "erase":
+            label += " (default)"
         share, kept = _accuracy(grid, f"{job}@{ratio}")[-2:]
         pruned = percent(1 - (answers.mean("entered") or 0))
         layer = number(answers.mean("layer"))
         rows.append([label, str(len(settings.ratios)), pruned, layer, share, kept])
     return markdown(header, rows)
+
+
+def levels_table(grid: GridResults, counts: Sequence[int]) -> str:
+    """Accuracy with fewer complexity levels, at each ratio."""
+    rows = []
+    for count in (*counts, 4):
+        job = "erase" if count == 4 else f"levels{count}"
+        shares = [_accuracy(grid, f"{job}@{ratio}")[-2] for ratio in RATIOS]
+        rows.append([str(count), *shares])
+    return markdown(["levels", *(f"{100 * r:g}%" for r in RATIOS)], rows)
 
 
 def adaptive_table(grids: dict[str, GridResults], field: str, ratio: float) -> str:
@@ -176,21 +243,8 @@ def remedy_table(grid: GridResults, ratio: float) -> str:
     for group in REMEDIES:
         for name in group:
             job = f"{name}@{ratio}"
+            if job not in grid.answers:
+                continue
             covered = percent(grid.answers[job].mean("covered", "sign"))
             rows.append([LABELS[name], *_accuracy(grid, job), covered])
     return markdown(["stage 1", *BACKGROUNDS, "average", "retained", "sign cells kept"], rows)
-
-
-__all__ = [
-    "COMPARED",
-    "LABELS",
-    "SCORES",
-    "adaptive_table",
-    "layer_table",
-    "main_table",
-    "markdown",
-    "remedy_table",
-    "search_table",
-    "stage1_table",
-    "versus",
-]

@@ -47,7 +47,7 @@ COMPILED_GRIDS = ((4, 4), (8, 8), (16, 16))
 REPORT_EVERY = 100
 """Steps between two points of the curve's loss."""
 TEST_EVERY = 500
-"""Steps between two measurements of exact match, on the calibration split."""
+"""Steps between two measurements of exact match, on the validation split."""
 TESTED = {(8, 8): 180, (16, 16): 60}
 """Images per measurement and grid."""
 
@@ -217,7 +217,7 @@ class Trainer:
         self.losses.clear()
         if test:
             for grid, count in TESTED.items():
-                samples = [held_out("calibration", i, grid) for i in range(count)]
+                samples = [held_out("validation", i, grid) for i in range(count)]
                 row[f"exact_match_{grid[0] * grid[1]}"] = self.exact_match(samples)
         return row
 

@@ -47,29 +47,43 @@ def test_paired_difference() -> None:
     gap = paired_difference(ours, theirs)
     d = ours.astype(float) - theirs
     assert gap.value == pytest.approx(0.06)
-    assert gap.high - gap.value == pytest.approx(1.959964 * d.std() / 10)
+    # Bonett and Price: two samples more, on which they differ in either direction.
+    d = np.array([*d, 1, -1])
+    reach = 1.959964 * d.std() / np.sqrt(102)
+    assert (gap.low, gap.high) == (pytest.approx(d.mean() - reach), pytest.approx(d.mean() + reach))
 
 
 def test_equal_answers_are_not_certain() -> None:
     same = np.ones(300, dtype=bool)
     gap = paired_difference(same, same)
-    assert (gap.value, gap.low, gap.high) == (0, pytest.approx(-0.01), pytest.approx(0.01))
+    assert gap.value == 0
+    assert gap.high == -gap.low == pytest.approx(1.959964 * np.sqrt(2) / 302)
+    one = same.copy()
+    one[0] = False
+    wider = paired_difference(one, same)
+    assert wider.high - wider.low > gap.high - gap.low
+
+
+def holds(share: Share, value: float) -> bool:
+    return share.low <= value <= share.high
 
 
 def test_coverage() -> None:
     """About 95 of 100 simulated intervals hold the truth."""
     rng = np.random.default_rng(0)
-    held = paired = 0
+    held = paired = rare = 0
     rounds, number = 2000, 200
     for _ in range(rounds):
         theirs = rng.random(number) < 0.8
         ours = np.where(rng.random(number) < 0.15, rng.random(number) < 0.5, theirs)
+        rare += holds(paired_difference(theirs & (rng.random(number) >= 0.0125), theirs), -0.01)
         share = binomial(int(theirs.sum()), number)
         held += share.low <= 0.8 <= share.high
         gap = paired_difference(ours, theirs)
         paired += gap.low <= 0.15 * (0.5 - 0.8) <= gap.high
     assert 0.935 < held / rounds < 0.965
     assert 0.93 < paired / rounds < 0.965
+    assert rare / rounds > 0.93
 
 
 def test_retained_is_the_ratio_of_accuracies() -> None:

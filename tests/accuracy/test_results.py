@@ -44,13 +44,6 @@ def test_stored_and_loaded(tmp_path: Path) -> None:
     assert answers.mean("layer", "gradient") == pytest.approx(expected, abs=1e-5)
 
 
-def test_first_samples() -> None:
-    made = outcome(30, 1)
-    grid = GridResults(made.median, {"random": summarise(made)}).first(12)
-    assert len(grid) == 12
-    assert np.array_equal(grid.of("random"), made.right[:12])
-
-
 def test_joined_outcomes() -> None:
     one, other = outcome(6, 2), outcome(12, 3)
     joined = Outcome.joined([one, other])

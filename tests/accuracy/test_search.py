@@ -29,7 +29,7 @@ def random_table(seed: int, number: int = 40, ratios: int = len(FEW)) -> Table:
     need = rng.integers(0, ratios, (number, 1))
     right = (np.arange(ratios) >= need) ^ (rng.random((number, ratios)) < 0.1)
     right[:, -1] = True
-    return Table(median, right)
+    return Table(median, right, np.arange(number) % 6)
 
 
 def replay(table: Table, chosen: Settings) -> tuple[float, float]:
@@ -109,7 +109,9 @@ def test_more_loss_prunes_more() -> None:
 
 
 def test_too_few_samples() -> None:
-    table = Table(np.zeros(10, dtype=np.float32), np.ones((10, len(RATIOS)), dtype=bool))
+    table = Table(
+        np.zeros(10, dtype=np.float32), np.ones((10, len(RATIOS)), dtype=bool), np.arange(10) % 6
+    )
     with pytest.raises(ValueError, match="levels: no 4 levels"):
         least_loss(table, 4)
     with pytest.raises(ValueError, match="levels: no 2 levels"):
@@ -121,3 +123,20 @@ def test_table_survives_json() -> None:
     again = from_json(json.loads(json.dumps(search.as_json(table))))
     assert np.allclose(again.median, table.median, atol=1e-5)
     assert np.array_equal(again.right, table.right)
+    assert np.array_equal(again.kind, table.kind)
+    stored = json.loads(json.dumps(search.as_json(table)))
+    stored["ratios"][0] = 0.05
+    with pytest.raises(ValueError, match="expected ratios"):
+        from_json(stored)
+
+
+@pytest.mark.usefixtures("few_ratios")
+def test_lost_by_kind() -> None:
+    table = random_table(5)
+    chosen = least_loss(table, 3, most_loss=0.2)
+    lost = table.lost_by_kind(chosen)
+    assert np.mean(lost) > 0
+    for kind in range(6):
+        some = table.kind == kind
+        part = Table(table.median[some], table.right[some], table.kind[some])
+        assert lost[kind] == pytest.approx(replay(part, chosen)[1])
