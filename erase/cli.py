@@ -19,12 +19,14 @@ from erase.demo import (
     PRESET,
     DemoSettings,
     Picture,
+    Reader,
     ReaderError,
+    ReadingPicture,
     build_model,
     builtin_pictures,
     check_reader,
     load_reader,
-    read_picture,
+    read_all,
     reading_pictures,
     run_picture,
 )
@@ -150,24 +152,10 @@ def demo(
     target = _writable(output)
     place = _place(device)
     settings = DemoSettings(keep=keep, max_new_tokens=max_new_tokens)
-    if image is not None and opened is not None:
-        with _refused("--image", ImageShapeError):
-            resize(opened, settings.image_processor())
-        pictures = [Picture(image.name, opened)]
-    else:
-        _require("demo", "the built-in photograph and page (--image takes your own)")
-        pictures = builtin_pictures()
-    labelled = []
-    if reader is not None and method is not None:
-        _require("demo", "the labelled page and photograph of --reader")
-        with _refused("--reader", ReaderError):
-            trained = load_reader(reader, method, place)
-        labelled = [(trained, picture) for picture in reading_pictures()]
+    pictures = _pictures(settings, image, opened)
+    labelled = [] if reader is None or method is None else _labelled(reader, method, place)
     with progress_bar(len(labelled) + 1 + len(pictures) * settings.steps) as step:
-        readings = []
-        for trained, shown in labelled:
-            step(f"reading: {shown.name}")
-            readings.append(read_picture(trained, shown))
+        readings = read_all(labelled, step)
         step("building the model")
         model = build_model(seed, place)
         results = []
@@ -178,13 +166,35 @@ def demo(
     console = Console()
     if labelled:
         console.print(tables.reading_table(readings))
-        console.print(tables.reading_notice(trained.model), highlight=False)
+        console.print(tables.reading_notice(labelled[0][0].model), highlight=False)
     for result in results:
         console.print(tables.demo_tables(result))
     console.print(tables.demo_notice(model), highlight=False)
     if not labelled:
         console.print(tables.reader_hint(), markup=False, highlight=False)
     _say_where(console, target)
+
+
+def _pictures(
+    settings: DemoSettings, path: Path | None, opened: Image.Image | None
+) -> list[Picture]:
+    """The user's picture, or the built-in ones."""
+    if path is None or opened is None:
+        _require("demo", "the built-in photograph and page (--image takes your own)")
+        return builtin_pictures()
+    with _refused("--image", ImageShapeError):
+        resize(opened, settings.image_processor())
+    return [Picture(path.name, opened)]
+
+
+def _labelled(
+    folder: Path, method: EraseConfig, device: torch.device
+) -> list[tuple[Reader, ReadingPicture]]:
+    """The reader in ``folder``, and what it is to read."""
+    _require("demo", "the labelled page and photograph of --reader")
+    with _refused("--reader", ReaderError):
+        reader = load_reader(folder, method, device)
+    return [(reader, picture) for picture in reading_pictures()]
 
 
 def _method(name: str, keep: float) -> EraseConfig:

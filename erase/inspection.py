@@ -158,6 +158,7 @@ def inspect_image(image: Image.Image, preset: Preset, method: EraseConfig) -> In
     edges = patch_edges(resized, cell) if wants_edges else None
     signals = ImageSignals(entropy, (size,), torch.tensor([0, size], dtype=torch.int32), edges)
     draft = method.draft(signals)
+    scores = method.stage1_scores(signals, draft)
     level, count = int(draft.level), int(draft.count)
     plan = ImagePlan(float(draft.median), level, count, size, row=0)
     operators = (*OPERATORS, "patch_edges") if wants_edges else OPERATORS
@@ -170,7 +171,7 @@ def inspect_image(image: Image.Image, preset: Preset, method: EraseConfig) -> In
         level=level,
         late=late,
         layer=method.late_layer if late else method.early_layer,
-        kept=method.select(signals, [count]).indices.to(torch.int64),
+        kept=method.select(signals, [count], scores).indices.to(torch.int64),
         final=None if method.keep_ratio is None else method.decide([plan], batch=1)[0].final,
         method=method,
         backends={op: choose_backend(op, entropy.device) for op in operators},

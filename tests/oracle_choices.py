@@ -172,7 +172,7 @@ def choose_image(config: Any, image: np.ndarray | Picture, cell: int = CELL) -> 
     if config.keep_ratio is not None:
         ratio = max(ratio, config.keep_ratio)
     count = int(n * ratio) if config.stage1 else n
-    rule = config.stage1_score
+    rule = config.stage1_score if config.stage1 else "entropy"
     scores = None
     if rule != "entropy":
         scores = picture.edges if rule == "edges" else np.abs(entropy - np.float32(median))

@@ -35,8 +35,9 @@ def signals(sizes: tuple[int, ...] = SIZES) -> ImageSignals:
 
 def selected(method: Method, images: ImageSignals) -> list[list[int]]:
     """What stage 1 keeps of each image."""
-    counts = method.draft(images).count.tolist()
-    chosen = method.select(images, counts)
+    draft = method.draft(images)
+    counts = draft.count.tolist()
+    chosen = method.select(images, counts, method.stage1_scores(images, draft))
     return [part.tolist() for part in chosen.indices.split(counts)]
 
 

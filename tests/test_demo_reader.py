@@ -104,10 +104,27 @@ def test_weights_that_are_not_the_models_are_refused(tmp_path: Path) -> None:
     save_file(weights, bad / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ReaderError, match=r"1 weights are missing, the first is lm_head\.weight"):
         load_reader(bad, check_reader(bad, KEEP), CPU)
+    wide = load_file(stored() / "model.safetensors")
+    wide["lm_tail.weight"] = wide["lm_head.weight"].clone()
+    save_file(wide, bad / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ReaderError, match=r"1 weights have no place .* first is lm_tail\.weight"):
+        load_reader(bad, check_reader(bad, KEEP), CPU)
     (bad / "model.safetensors").write_bytes(b"no weights")
     shown = run("--reader", bad, "-o", tmp_path / "none.png")
     assert shown.exit_code == 2
     assert "the weights cannot be loaded" in " ".join(shown.output.split())
+
+
+def test_weights_of_more_layers_are_refused(tmp_path: Path) -> None:
+    """Else the first layers alone would read."""
+    bad = tmp_path / "bad"
+    shutil.copytree(stored(), bad)
+    config = json.loads((bad / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] -= 1
+    config["text_config"].pop("layer_types", None)
+    (bad / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ReaderError, match=r"weights have no place in the model that config\.json"):
+        load_reader(bad, check_reader(bad, KEEP), CPU)
 
 
 def test_a_keep_ratio_of_its_own_is_replaced(tmp_path: Path) -> None:

@@ -253,8 +253,9 @@ def test_the_command_reads_then_times_ones_own_picture(small: Path) -> None:
 def test_without_a_reader_the_command_only_times(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for work in ("load_reader", "reading_pictures", "read_picture"):
+    for work in ("load_reader", "reading_pictures"):
         monkeypatch.delattr(cli, work)
+    monkeypatch.delattr("erase.demo.reading.read_picture")
     builtin_pictures()[1].image.save(small / "mine.png")
     shown = run("--image", "mine.png", "--max-new-tokens", 1)
     assert shown.exit_code == 0, shown.output

@@ -20,6 +20,7 @@ from erase.inspection import inspect_image
 from erase.methods import PRESETS, EraseConfig, ImageSignals
 from erase.methods._stage1 import spread_cells
 from erase.methods.presets import PixelBounds
+from erase_kernels.testing import record_ops
 from tests.oracle_choices import Picture, best_cells, choose_image
 from tests.prompts import page, photo
 from tests.selection import same_bits
@@ -59,7 +60,7 @@ def pictures(*sizes: int, steps: int = 40) -> list[Picture]:
 def chosen(method: EraseConfig, images: list[Picture], edges: bool = True) -> list[list[int]]:
     given = signals(images, edges)
     draft = method.draft(given)
-    picked = method.select(given, draft.count.tolist())
+    picked = method.select(given, draft.count.tolist(), method.stage1_scores(given, draft))
     ends = picked.offsets.tolist()
     return [picked.indices[a:b].tolist() for a, b in pairwise(ends)]
 
@@ -94,7 +95,8 @@ def test_reserved_cells_do_not_compete() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_scores_of_each_rule(rule: str) -> None:
     images = pictures(9, 4, 1)
-    got = config(stage1_score=rule).stage1_scores(signals(images))
+    method, given = config(stage1_score=rule), signals(images)
+    got = method.stage1_scores(given, method.draft(given))
     if rule == "entropy":
         assert got is None
         return
@@ -119,8 +121,28 @@ def test_level_and_count_do_not_depend_on_the_rule(rule: str) -> None:
 def test_nothing_to_keep_and_everything(rule: str) -> None:
     method = config(stage1_score=rule, stage1_spread=0.3)
     given = signals(pictures(5, 3))
-    assert method.select(given, [0, 0]).indices.numel() == 0
-    assert method.select(given, [5, 3]).indices.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    scores = method.stage1_scores(given, method.draft(given))
+    assert method.select(given, [0, 0], scores).indices.numel() == 0
+    assert method.select(given, [5, 3], scores).indices.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_without_stage_1_nothing_is_ranked(rule: str) -> None:
+    method = config(stage1_score=rule, stage1=False)
+    assert method.needs == {"pixel_entropies", "layer_queries"}
+    given = signals(pictures(5, 3), edges=False)
+    assert method.stage1_scores(given, method.draft(given)) is None
+    assert chosen(method, pictures(5, 3), edges=False) == [[0, 1, 2, 3, 4], [0, 1, 2]]
+
+
+def test_deviation_is_from_the_medians_of_the_draft() -> None:
+    """They are not planned again."""
+    method, given = config(stage1_score="deviation"), signals(pictures(9, 4))
+    draft = method.draft(given)
+    with record_ops() as ops:
+        scores = method.stage1_scores(given, draft)
+    assert not [name for name in ops if "complexity_plan" in name]
+    assert scores.shape == given.entropy.shape
 
 
 @given(size=st.integers(1, 600), data=st.data())

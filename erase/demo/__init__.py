@@ -3,7 +3,7 @@
 from erase.demo.model import build_model
 from erase.demo.pictures import Picture, builtin_pictures
 from erase.demo.reader import Reader, ReaderError, check_reader, load_reader
-from erase.demo.reading import Reading, ReadingPicture, read_picture, reading_pictures
+from erase.demo.reading import Reading, ReadingPicture, read_all, read_picture, reading_pictures
 from erase.demo.run import PRESET, DemoResult, DemoSettings, Side, run_picture
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "builtin_pictures",
     "check_reader",
     "load_reader",
+    "read_all",
     "read_picture",
     "reading_pictures",
     "run_picture",

@@ -79,6 +79,12 @@ def load_reader(folder: Path, method: erase.EraseConfig, device: torch.device) -
     if absent := sorted(found["missing_keys"]):
         # transformers leaves random numbers in their place.
         raise ReaderError(f"{folder}: {len(absent)} weights are missing, the first is {absent[0]}")
+    if extra := sorted(found["unexpected_keys"]):
+        # Of a model with more layers, say, which would read with a part of itself.
+        raise ReaderError(
+            f"{folder}: {len(extra)} weights have no place in the model that config.json "
+            f"describes, the first is {extra[0]}"
+        )
     return Reader(model.eval().requires_grad_(False).to(device), method)
 
 

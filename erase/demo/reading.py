@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,17 @@ def _paled(photo: Image.Image) -> Image.Image:
     pixels = np.asarray(square, dtype=np.float64)
     pale = (pixels - pixels.mean()) * PALE_CONTRAST + PALE_MEAN
     return Image.fromarray(np.clip(np.rint(pale), 0, 255).astype(np.uint8))
+
+
+def read_all(
+    labelled: Iterable[tuple[Reader, ReadingPicture]], step: Callable[[str], None]
+) -> list[Reading]:
+    """`read_picture` of each pair; ``step`` is told before each what is being done."""
+    readings = []
+    for reader, picture in labelled:
+        step(f"reading: {picture.name}")
+        readings.append(read_picture(reader, picture))
+    return readings
 
 
 def read_picture(reader: Reader, picture: ReadingPicture) -> Reading:

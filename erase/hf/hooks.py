@@ -43,9 +43,14 @@ from erase.hf.refusals import (
 )
 from erase.hf.reporting import note_first_decode
 from erase.hf.running import RunningPrefills
-from erase.hf.signals import Modality, with_image_entropies, with_video_entropies
+from erase.hf.signals import (
+    InUse,
+    Modality,
+    method_for,
+    with_image_entropies,
+    with_video_entropies,
+)
 from erase.hf.wrappers import hide_attribute
-from erase.methods import Signal
 
 if TYPE_CHECKING:
     from erase.hf.session import Session
@@ -114,19 +119,20 @@ class ModelHooks(BoundToModel):
     def _wrap_encoders(self, statistics: Mapping[Modality, Statistics]) -> None:
         base, family = self._architecture.base, self._architecture.family
         encode = with_image_entropies(
-            base.get_image_features, base, family, statistics["image"], self._needs
+            base.get_image_features, base, family, statistics["image"], self._in_use
         )
         self._set(base, "get_image_features", encode)
         if hasattr(base, "get_video_features"):
             encode = with_video_entropies(
-                base.get_video_features, base, family, statistics.get("video"), self._needs
+                base.get_video_features, base, family, statistics.get("video"), self._in_use
             )
             self._set(base, "get_video_features", encode)
 
-    def _needs(self) -> frozenset[Signal]:
-        """Of the method of the open prefill, else of the one that would be used now."""
+    def _in_use(self) -> InUse:
+        """The method of the open prefill, else the one that would be used now."""
         prefill = self._current()
-        return (self._session if prefill is None else prefill).method.needs
+        method = (self._session if prefill is None else prefill).method
+        return InUse(self._session.number, method)
 
     def _set(self, module: Any, name: str, value: Any) -> None:
         """An instance attribute that hides the class's until the session is removed."""
@@ -166,7 +172,8 @@ class ModelHooks(BoundToModel):
         session = self._session
         check_router_logits(call)
         prompt = Prompt(call.get("input_ids"), call.get("inputs_embeds"))
-        prefill = Prefill(session, session.method, prompt, tuple(encoded))
+        method = method_for(InUse(session.number, session.method), encoded.values())
+        prefill = Prefill(session, method, prompt, tuple(encoded))
         if not self._running.start():
             return
         session.count_seen()

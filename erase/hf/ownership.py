@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from erase.hf.families import Encoded
+from erase.hf.gather import offsets_of
 from erase.hf.signals import Modality
-from erase.transfer import download, upload
+from erase.methods import ImageSignals, Method
+from erase.transfer import download, moved, upload
 
 Owners = list[tuple[int, int]]
 """(number of the encoded image, batch row), in the order of their tokens in the batch."""
@@ -125,6 +127,24 @@ def joined_edges(encoded: Sequence[Encoded]) -> Tensor | None:
     """Edges one after the other; None where some were encoded without."""
     edges = [one.edges for one in encoded if one.edges is not None]
     return torch.cat(edges) if len(edges) == len(encoded) > 0 else None
+
+
+def signals_of(encoded: Sequence[Encoded], device: torch.device) -> ImageSignals:
+    """What a method gets to see of these images, on ``device``."""
+    sizes = tuple(len(one.entropy) for one in encoded)
+    entropy = moved(torch.cat([one.entropy for one in encoded]), device)
+    edges = joined_edges(encoded)
+    edges = None if edges is None else moved(edges, device)
+    return ImageSignals(entropy, sizes, offsets_of(sizes, device), edges)
+
+
+def check_needs(method: Method, signals: ImageSignals) -> None:
+    """ValueError where the method ranks cells by what was not measured when they were encoded."""
+    if "pixel_edges" in method.needs and signals.edges is None:
+        raise ValueError(
+            "method: it asks for edges of the pixels, but images were encoded in another session, "
+            "whose method does not; encode them and run the model in the same one"
+        )
 
 
 def _runs(mask: Sequence[Sequence[bool]]) -> list[tuple[int, int]]:

@@ -12,8 +12,15 @@ from torch import Tensor
 
 from erase.hf.families import Encoded
 from erase.hf.faults import check_faults
-from erase.hf.gather import chosen_flags, offsets_of
-from erase.hf.ownership import Owners, Stream, assign_rows, joined_edges, without_masked
+from erase.hf.gather import chosen_flags
+from erase.hf.ownership import (
+    Owners,
+    Stream,
+    assign_rows,
+    check_needs,
+    signals_of,
+    without_masked,
+)
 from erase.hf.signals import Modality
 from erase.methods import Draft, ImagePlan, ImageSignals, Method, ModelFacts, RowPlan
 from erase.transfer import download, moved, upload
@@ -143,9 +150,10 @@ def _plan(
 ) -> tuple[PlannedImages, list[Owners]]:
     encoded = [one for stream in streams for one in stream.encoded]
     device = streams[0].placeholders.device
-    everything = _signals(encoded, device)
-    _check_needs(method, everything)
+    everything = signals_of(encoded, device)
+    check_needs(method, everything)
     draft = method.draft(everything)
+    scores = method.stage1_scores(everything, draft)
     total, batch = len(encoded), len(around.text)
     devices = [device, encoded[0].entropy.device, *around.devices]
     faults = {i: moved(f, device) for i, f in enumerate(around.faults) if f is not None}
@@ -165,7 +173,8 @@ def _plan(
     order = [i for i, _, _ in everyone]
     signals = everything
     if order != list(range(total)):
-        signals = _signals([encoded[i] for i in order], device)
+        signals = signals_of([encoded[i] for i in order], device)
+        scores = _repeated(scores, everything.sizes, order)
     text, unpruned, valid, past, masked = per_row[len(streams) :]
     plan = PlannedImages(
         images=images,
@@ -183,10 +192,18 @@ def _plan(
             _candidates(stream.placeholders, [stream.encoded[i] for i, _ in own])
             for stream, own in zip(streams, owners, strict=True)
         ),
-        selected=method.select(signals, [image.count for image in images]),
-        stage1_scores=method.stage1_scores(signals),
+        selected=method.select(signals, [image.count for image in images], scores),
+        stage1_scores=scores,
     )
     return plan, owners
+
+
+def _repeated(scores: Tensor | None, sizes: Sequence[int], order: Sequence[int]) -> Tensor | None:
+    """Scores of the images ``order``: rows that repeat a prompt have those of its images."""
+    if scores is None:
+        return None
+    parts = scores.split(list(sizes))
+    return torch.cat([parts[i] for i in order])
 
 
 def _numbers(
@@ -255,22 +272,6 @@ def _read(parts: Sequence[Tensor], devices: Sequence[torch.device]) -> list[int]
     for device, status in zip(devices, values, strict=False):
         raise_for_status(status, device)
     return values[len(words) :]
-
-
-def _signals(encoded: Sequence[Encoded], device: torch.device) -> ImageSignals:
-    sizes = tuple(len(one.entropy) for one in encoded)
-    entropy = moved(torch.cat([one.entropy for one in encoded]), device)
-    edges = joined_edges(encoded)
-    edges = None if edges is None else moved(edges, device)
-    return ImageSignals(entropy, sizes, offsets_of(sizes, device), edges)
-
-
-def _check_needs(method: Method, signals: ImageSignals) -> None:
-    if "pixel_edges" in method.needs and signals.edges is None:
-        raise ValueError(
-            "method: it asks for edges of the pixels, but images were encoded while another method "
-            "was in use, which does not; encode them and run the model under the same one"
-        )
 
 
 def _row_counts(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:

@@ -32,6 +32,9 @@ WITHOUT_PIXELS = (
     "{name}"
 )
 
+PROTOCOL = tuple(name for name in vars(Method) if not name.startswith("_"))
+"""Members of a pruning method."""
+
 ASSISTED_OPTIONS = (
     "assistant_model",
     "prompt_lookup_num_tokens",
@@ -171,9 +174,10 @@ def check_is_method(method: object) -> None:
             "the images, and the model on the result, without erase.prune"
         )
     if not isinstance(method, Method):
-        raise TypeError(
-            f"method: expected a pruning method such as EraseConfig, got {type(method).__name__}"
-        )
+        got = type(method).__name__
+        missing = [name for name in PROTOCOL if not hasattr(method, name)]
+        lacks = f" without {', '.join(missing)}" if len(missing) < len(PROTOCOL) else ""
+        raise TypeError(f"method: expected a pruning method such as EraseConfig, got {got}{lacks}")
 
 
 def check_method(family: Family, method: Method) -> None:

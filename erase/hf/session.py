@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import threading
 import weakref
@@ -33,6 +34,7 @@ from erase.report import PrefillReport
 
 _installed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _install_lock = threading.Lock()
+_numbers = itertools.count()
 
 
 def prune(
@@ -105,6 +107,7 @@ class Session(BoundToModel):
         self.prefills_pruned = 0
         self.devices: set[torch.device] = set()  # where layers were scored
         self.closed = False
+        self.number = next(_numbers)  # tells what was encoded in this session
         self._counting = threading.Lock()
         self._methods: list[tuple[object, Method]] = [(self, method)]
         self._hooks = ModelHooks(self)
@@ -152,7 +155,9 @@ class Session(BoundToModel):
         """Change fields of the method for the requests that start inside the ``with`` block.
 
         It holds for every thread, so that a generate() started in a thread of its own (to stream
-        its text) sees it. Blocks may end in any order.
+        its text) sees it. Blocks may end in any order. A request whose images are encoded already
+        when the block starts is pruned with the changed fields too, unless they need pixel signals
+        that were not measured then (``stage1_score="edges"``): it goes on with those before.
         """
         changed = self.method.replace(**fields)
         changed.validate(self.architecture.facts)

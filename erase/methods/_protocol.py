@@ -4,8 +4,8 @@ A method is one frozen dataclass: its fields are its configuration. It never tou
 integration captures the signals it asks for, calls it at two moments of a prefill, and does all
 the rest (sessions, batching, positions, cache eviction, reports) for every method alike:
 
-1. before the language model: ``draft`` (device work) -> one small copy to the host -> ``decide``
-   -> ``select``;
+1. before the language model: ``draft`` and ``stage1_scores`` (device work) -> one small copy to the
+   host -> ``decide`` -> ``select``;
 2. after decoder layer ``RowPlan.layer``: ``score`` -> the best ``RowPlan.final`` tokens of the row.
 """
 
@@ -40,7 +40,11 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ImageSignals:
-    """The new images of one prefill in the order of their tokens in the batch, then its videos."""
+    """The new images of one prefill in the order of their tokens in the batch, then its videos.
+
+    To ``draft`` and ``stage1_scores`` as they were encoded; to ``select`` once for each batch row
+    that holds them, where beam search or ``num_return_sequences`` repeats prompts.
+    """
 
     entropy: Tensor  # f32 [n], nats, images concatenated
     sizes: tuple[int, ...]  # visual tokens of each image, sum = n
@@ -123,12 +127,18 @@ class Method(Protocol):
         """Layer and final count of every batch row, from host values only."""
         ...
 
-    def select(self, images: ImageSignals, counts: Sequence[int]) -> SegmentedTopK:
-        """Stage-1 cells of each image, ascending, local to the image."""
+    def stage1_scores(self, images: ImageSignals, draft: Draft) -> Tensor | None:
+        """What ``select`` ranks cells by, f32 [n]; None: their entropies. ``draft``: of the same.
+
+        Called once in a prefill: ``select`` and the report get the result. Must not read anything
+        on the host.
+        """
         ...
 
-    def stage1_scores(self, images: ImageSignals) -> Tensor | None:
-        """What ``select`` ranks cells by, for the report: f32 [n]; None: their entropies."""
+    def select(
+        self, images: ImageSignals, counts: Sequence[int], scores: Tensor | None
+    ) -> SegmentedTopK:
+        """Stage-1 cells of each image, ascending, local to the image; ``scores``: see above."""
         ...
 
     def score(self, layer: LayerSignals) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from erase.methods._parts import best_cells, plan_evenly
-from erase.methods._protocol import ImageSignals
+from erase.methods._parts import best_cells
+from erase.methods._protocol import Draft, ImageSignals
 from erase.transfer import upload
 from erase_kernels import SegmentedTopK
 
@@ -23,8 +23,10 @@ GOLDEN_RATIO_CONJUGATE = (math.sqrt(5.0) - 1.0) / 2.0
 bound are evenly spaced (Knuth, The Art of Computer Programming, volume 3, section 6.4)."""
 
 
-def scores_of(score: Stage1Score, images: ImageSignals) -> Tensor | None:
+def scores_of(score: Stage1Score, images: ImageSignals, draft: Draft) -> Tensor | None:
     """f32 [n], higher is kept; None for "entropy": the entropies themselves.
+
+    ``draft``: of the same images; "deviation" is from its medians.
 
     Raises:
         ValueError: "edges", and ``images`` came without.
@@ -35,9 +37,8 @@ def scores_of(score: Stage1Score, images: ImageSignals) -> Tensor | None:
         if images.edges is None:
             raise ValueError("images: expected edges, which stage1_score='edges' needs, got None")
         return images.edges
-    medians = plan_evenly(images, 1.0).median
     lengths = images.offsets.diff()
-    typical = medians.repeat_interleave(lengths, output_size=len(images.entropy))
+    typical = draft.median.repeat_interleave(lengths, output_size=len(images.entropy))
     return (images.entropy - typical).abs()
 
 
@@ -64,6 +65,8 @@ def spread_cells(size: int) -> tuple[int, ...]:
     """Cells ``j`` of an image in ascending order of ``frac((j + 1) * GOLDEN_RATIO_CONJUGATE)``.
 
     In float64; ties, which do not occur, go to the lowest index. The first of them lie evenly among
-    all cells in row-major order, however many are taken.
+    all cells in row-major order, however many are taken. That is along the one axis of cell
+    numbers, not in the plane: where the image is about a Fibonacci number of cells wide (8, 13, 21,
+    34, ...), cells of the same few columns come first.
     """
     return tuple(sorted(range(size), key=lambda cell: (cell + 1) * GOLDEN_RATIO_CONJUGATE % 1.0))

@@ -11,6 +11,10 @@ from PIL import Image
 
 from erase.methods._parts import Settings, check_int, check_ratio
 
+WIDE_MODES = ("I", "F")
+"""With 16 (``I;16``, ``I;16B``, ...) or 32 bits per level: Pillow's conversion to RGB cuts off what
+lies above 255, and no image says which level is white."""
+
 LEAST_OF_BUDGET = Fraction(9, 10)
 """A grid of cells uses at least this share of its budget, rounded down to whole cells: with less
 freedom in the count, the aspect ratio would suffer."""
@@ -45,7 +49,7 @@ class Downsample(Settings):
         the processor's lower bound where it would enlarge the small images again.
 
         Args:
-            images: PIL images of any mode and size; they stay as they are.
+            images: PIL images with 8 bits or fewer per level, of any size; they stay as they are.
             cell: side of a visual token in pixels: 28 for Qwen2-VL and Qwen2.5-VL, 32 for Qwen3-VL.
 
         Returns:
@@ -54,7 +58,8 @@ class Downsample(Settings):
 
         Raises:
             TypeError: not a sequence of PIL images, or ``cell`` no int.
-            ValueError: ``cell`` is not positive.
+            ValueError: ``cell`` is not positive; an image has no pixels, 16 or 32 bits per level,
+                or a mode that Pillow cannot convert to RGB. Nothing has been resized then.
         """
         check_int("cell", cell, 1)
         if isinstance(images, Image.Image) or not isinstance(images, Sequence):
@@ -64,15 +69,30 @@ class Downsample(Settings):
             if not isinstance(image, Image.Image):
                 raise TypeError(f"images: expected PIL images, got {type(image).__name__}")
         smaller = []
-        for image in images:
+        for image in [_as_rgb(image) for image in images]:
             rows, columns = smaller_grid(
                 max(1, round(image.height / cell)),
                 max(1, round(image.width / cell)),
                 self.keep_ratio,
             )
             size = columns * cell, rows * cell
-            smaller.append(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+            smaller.append(image.resize(size, Image.Resampling.BICUBIC))
         return smaller
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """ValueError where that would lose the picture, or there is none."""
+    if not image.width or not image.height:
+        raise ValueError(
+            f"images: expected at least one pixel, got {image.width} x {image.height} pixels"
+        )
+    expected = "images: expected a mode with 8 bits per level that Pillow converts to RGB"
+    if image.mode.partition(";")[0] in WIDE_MODES:
+        raise ValueError(f"{expected}, got mode {image.mode!r}; scale its levels to 8 bits first")
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{expected}, got mode {image.mode!r}: {error}") from error
 
 
 def smaller_grid(rows: int, columns: int, keep_ratio: float) -> tuple[int, int]:

@@ -70,9 +70,13 @@ class EraseConfig(Settings):
         stage1_score: what stage 1 ranks an image's cells by. "entropy": as the paper. Beyond it:
             "deviation", ``|H - median|``, also keeps cells that are calmer than their image;
             "edges", the strength of their edges (``erase_kernels.patch_edges``). Level and count
-            come from the entropies in any case.
+            come from the entropies in any case. It has no effect without stage 1. Black bars that a
+            processor puts beside an image are no edges in LLaVA-NeXT and LLaVA-OneVision; the gray
+            that squares several images of one OneVision prompt counts as part of them.
         stage1_spread: share in [0, 1) of the cells that stage 1 keeps, ``int(count · share)`` of
-            them, which it keeps for their places, evenly among all, whatever their scores.
+            them, which it keeps for their places, whatever their scores: evenly in row-major order,
+            not in the plane. In images about a Fibonacci number of cells wide (8, 13, 21, 34, ...)
+            a small share stands in few columns.
 
     Raises:
         TypeError, ValueError: a field is out of its range; the message names it.
@@ -179,7 +183,8 @@ class EraseConfig(Settings):
     def needs(self) -> frozenset[Signal]:
         """Signals of the protocol: entropies, edges to rank by them, the queries of ``query``."""
         queries: Signal = "layer_queries" if self.query == "exact" else "residual_queries"
-        edges: set[Signal] = {"pixel_edges"} if self.stage1_score == "edges" else set()
+        by_edges = self.stage1 and self.stage1_score == "edges"
+        edges: set[Signal] = {"pixel_edges"} if by_edges else set()
         return frozenset({"pixel_entropies", queries, *edges})
 
     @property
@@ -223,15 +228,16 @@ class EraseConfig(Settings):
             plans.append(RowPlan(layer if runs else None, final))
         return tuple(plans)
 
-    def select(self, images: ImageSignals, counts: Sequence[int]) -> SegmentedTopK:
+    def stage1_scores(self, images: ImageSignals, draft: Draft) -> Tensor | None:
+        """What ``stage1_score`` names, f32 [n]; None for the entropy, or without stage 1."""
+        return scores_of(self.stage1_score, images, draft) if self.stage1 else None
+
+    def select(
+        self, images: ImageSignals, counts: Sequence[int], scores: Tensor | None
+    ) -> SegmentedTopK:
         """Best cells of each image and those of the spread, ascending; ties: lowest index."""
-        scores = self.stage1_scores(images)
         scores = images.entropy if scores is None else scores
         return spread_and_best(images, scores, counts, self.stage1_spread)
-
-    def stage1_scores(self, images: ImageSignals) -> Tensor | None:
-        """What ``stage1_score`` names, f32 [n]; None where it is the entropy."""
-        return scores_of(self.stage1_score, images)
 
     def score(self, layer: LayerSignals) -> Tensor:
         """Attention that text tokens pay each candidate: mean over heads, sum over text."""

@@ -93,12 +93,14 @@ class FastV(Settings):
             plans.append(RowPlan(self.layer if runs else None, final))
         return tuple(plans)
 
-    def select(self, images: ImageSignals, counts: Sequence[int]) -> SegmentedTopK:
+    def stage1_scores(self, images: ImageSignals, draft: Draft) -> None:
+        """None: nothing is ranked before the language model."""
+
+    def select(
+        self, images: ImageSignals, counts: Sequence[int], scores: Tensor | None
+    ) -> SegmentedTopK:
         """Every cell: ``counts`` are those of ``draft``."""
         return best_cells(images, images.entropy, counts)
-
-    def stage1_scores(self, images: ImageSignals) -> None:
-        """None: nothing is ranked before the language model."""
 
     def score(self, layer: LayerSignals) -> Tensor:
         """Attention that the row's last text token pays each candidate: mean over heads."""

@@ -41,6 +41,8 @@ class Random(Settings):
     The numbers are drawn anew for each prefill, one for each cell in the order of the prefill
     (batch row after batch row, videos after all images). So prefills of the same sizes keep the
     same cells, on every device; what an image keeps also depends on the sizes of those before it.
+    Beams and returned sequences of a prompt keep the same cells of its images, unless the attention
+    mask hides some of the prompt's image tokens: then each row has numbers of its own.
     Average over seeds; ``session.override(seed=...)`` changes it for a request.
 
     Args:
@@ -81,15 +83,17 @@ class Random(Settings):
             for row in range(batch)
         )
 
-    def select(self, images: ImageSignals, counts: Sequence[int]) -> SegmentedTopK:
-        """The drawn cells of each image, ascending."""
-        return best_cells(images, self.stage1_scores(images), counts)
-
-    def stage1_scores(self, images: ImageSignals) -> Tensor:
+    def stage1_scores(self, images: ImageSignals, draft: Draft) -> Tensor:
         """The number drawn for each cell, f32 [n]."""
         draw = random.Random(self.seed).random
         numbers = [draw() for _ in range(sum(images.sizes))]
         return upload(numbers, torch.float32, images.entropy.device)
+
+    def select(
+        self, images: ImageSignals, counts: Sequence[int], scores: Tensor | None
+    ) -> SegmentedTopK:
+        """The drawn cells of each image, ascending; ``scores`` are the numbers drawn."""
+        return best_cells(images, images.entropy if scores is None else scores, counts)
 
     def score(self, layer: LayerSignals) -> Tensor:
         """RuntimeError: there is no second stage to score for."""

@@ -48,9 +48,11 @@ def cell_map(image: np.ndarray, cell: int, measure: Any = cell_entropies) -> np.
     return measure(whole, cell).reshape(rows, columns)
 
 
-def mosaic(tiles: list[np.ndarray], across: int, cell: int) -> np.ndarray:
-    """Entropies of the cells of a grid of tiles, as one map."""
-    maps = [cell_map(tile, cell) for tile in tiles]
+def mosaic(
+    tiles: list[np.ndarray], across: int, cell: int, measure: Any = cell_entropies
+) -> np.ndarray:
+    """Entropies, or edges, of the cells of a grid of tiles, as one map."""
+    maps = [cell_map(tile, cell, measure) for tile in tiles]
     rows = [np.concatenate(maps[i : i + across], axis=1) for i in range(0, len(maps), across)]
     return np.concatenate(rows, axis=0)
 
@@ -66,8 +68,10 @@ def best_canvas(height: int, width: int, canvases: list[list[int]]) -> tuple[int
     return tuple(max(canvases, key=merit))
 
 
-def letterboxed(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """[3, *canvas]: the image as large as fits, in the middle of black."""
+def letterboxed(
+    image: np.ndarray, canvas: tuple[int, int], measure: Any = cell_entropies
+) -> np.ndarray:
+    """[3, *canvas]: the image as large as fits, in the middle of black; for edges of its border."""
     height, width = image.shape[:2]
     across, down = canvas[1] / width, canvas[0] / height
     if across < down:
@@ -75,9 +79,9 @@ def letterboxed(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
     else:
         size = (canvas[0], min(math.ceil(width * down), canvas[1]))
     top, left = (canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2
-    out = np.zeros((3, *canvas), np.uint8)
-    out[:, top : top + size[0], left : left + size[1]] = resized(image, *size)
-    return out
+    below, right = canvas[0] - top - size[0], canvas[1] - left - size[1]
+    bars = "constant" if measure is cell_entropies else "edge"
+    return np.pad(resized(image, *size), ((0, 0), (top, below), (left, right)), mode=bars)
 
 
 def without_bars(cells: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from tests.families._pixels import (
     resized,
     without_bars,
 )
-from tests.oracle_choices import Picture
+from tests.oracle_choices import Picture, cell_entropies
 
 TILE = 56
 PATCH = 14
@@ -42,13 +42,13 @@ def processor(**changes: Any) -> LlavaNextImageProcessor:
     return LlavaNextImageProcessor(**{**settings, **changes})
 
 
-def truth(image: np.ndarray) -> Picture:
-    """Cells and newlines of one image."""
+def truth(image: np.ndarray, measure: Any = cell_entropies) -> Picture:
+    """Cells and newlines of one image; entropies, or edges in their place."""
     height, width = image.shape[:2]
     canvas = best_canvas(height, width, CANVASES)
-    tiles = cut(letterboxed(image, canvas), TILE)
-    cells = mosaic(tiles, canvas[1] // TILE, PATCH)
-    base = cell_map(resized(image, TILE, TILE), PATCH)
+    tiles = cut(letterboxed(image, canvas, measure), TILE)
+    cells = mosaic(tiles, canvas[1] // TILE, PATCH, measure)
+    base = cell_map(resized(image, TILE, TILE), PATCH, measure)
     return any_resolution(base, without_bars(cells, height, width))
 
 

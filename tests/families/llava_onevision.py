@@ -26,7 +26,7 @@ from tests.families._pixels import (
     shrunk,
     without_bars,
 )
-from tests.oracle_choices import Picture
+from tests.oracle_choices import Picture, cell_entropies
 
 TILE = 62
 """Not whole patches, like the released checkpoints' 384 pixels: the tower ignores the rest."""
@@ -48,13 +48,13 @@ def processor(**changes: Any) -> LlavaOnevisionImageProcessor:
     return LlavaOnevisionImageProcessor(**{**settings, **changes})
 
 
-def truth(image: np.ndarray) -> Picture:
-    """Cells and newlines of the only image of a prompt."""
+def truth(image: np.ndarray, measure: Any = cell_entropies) -> Picture:
+    """Cells and newlines of the only image of a prompt; entropies, or edges in their place."""
     height, width = image.shape[:2]
     canvas = best_canvas(height, width, CANVASES)
-    tiles = cut(letterboxed(image, canvas), TILE)
-    cells = without_bars(mosaic(tiles, canvas[1] // TILE, PATCH), height, width)
-    base = cell_map(resized(image, TILE, TILE), PATCH)
+    tiles = cut(letterboxed(image, canvas, measure), TILE)
+    cells = without_bars(mosaic(tiles, canvas[1] // TILE, PATCH, measure), height, width)
+    base = cell_map(resized(image, TILE, TILE), PATCH, measure)
     return any_resolution(base, shrunk(cells, MOST_TILES * ACROSS**2))
 
 

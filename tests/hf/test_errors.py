@@ -108,6 +108,25 @@ def test_installing_twice(model: Any) -> None:
         assert not session.closed
 
 
+class WithoutScores:
+    """A method but for two members of the protocol."""
+
+    needs: frozenset = frozenset()
+    force_gathers = False
+    validate = draft = decide = select = replace = staticmethod(lambda *args: None)
+
+
+def test_methods_that_lack_members(model: Any) -> None:
+    expected = "method: expected a pruning method such as EraseConfig, got"
+    with pytest.raises(TypeError) as refused:
+        erase.prune(model, WithoutScores())
+    missing = str(refused.value).removeprefix(f"{expected} WithoutScores without ")
+    assert sorted(missing.split(", ")) == ["score", "stage1_scores"]
+    with pytest.raises(TypeError) as refused:
+        erase.prune(model, 0.5)
+    assert str(refused.value) == f"{expected} float"
+
+
 def test_wrong_objects(model: Any) -> None:
     with pytest.raises(TypeError, match="method"):
         erase.prune(model, {"keep_ratio": 0.5})

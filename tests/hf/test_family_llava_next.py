@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import erase
+from tests.edges_oracle import cell_edges
 from tests.families.llava_next import CANVASES, FAMILIES, processor, truth
 from tests.hf.calls import direct, greedy
 from tests.hf.cases import BASE_CONFIG
@@ -61,6 +62,31 @@ def test_tokens_of_any_size() -> None:
         assert flags == want.candidates
         assert len(part) == len(want.candidates)
         np.testing.assert_array_equal(got.entropy.cpu().numpy(), want.entropy)
+
+
+def edges_of(family: Any, inputs: Any) -> list[np.ndarray]:
+    """What a session measures in the cells of each image."""
+    model = family.model()
+    config = erase.EraseConfig(**BASE_CONFIG, stage1_score="edges")
+    with torch.no_grad(), erase.prune(model, config):
+        output = model.base_model.get_image_features(**inputs)
+    return [one.edges.cpu().numpy() for one in output["erase_entropy"]]
+
+
+def test_edges_of_any_size() -> None:
+    """Those of the images: a bar beside an image adds none."""
+    images = [texture(*size) for size in SIZES]
+    inputs = processor()(images, return_tensors="pt").to(DEVICE)
+    before = inputs["pixel_values"].clone()
+    for image, got in zip(images, edges_of(FAMILY, inputs), strict=True):
+        np.testing.assert_array_equal(got, truth(image, cell_edges).entropy)
+    assert torch.equal(inputs["pixel_values"], before)
+
+
+def test_a_bright_image_has_no_edge_where_its_bars_begin() -> None:
+    images = [np.full((*size, 3), 200, np.uint8) for size in SIZES]
+    inputs = processor()(images, return_tensors="pt").to(DEVICE)
+    assert all((got == 0).all() for got in edges_of(FAMILY, inputs))
 
 
 def different_grids() -> list:

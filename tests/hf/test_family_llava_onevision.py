@@ -8,6 +8,7 @@ import torch
 from transformers import LlavaOnevisionImageProcessor
 
 import erase
+from tests.edges_oracle import cell_edges
 from tests.families._base import IDS
 from tests.families.llava_onevision import (
     FAMILIES,
@@ -29,7 +30,7 @@ from tests.hf.families import (
     run_pruned,
 )
 from tests.hf.place import DEVICE
-from tests.hf.test_family_llava_next import texture
+from tests.hf.test_family_llava_next import edges_of, texture
 from tests.prompts import Prompt, noise, page, photo
 
 FAMILY = FAMILIES[0]
@@ -57,6 +58,14 @@ def test_tokens_of_any_size(sizes: list[tuple[int, int]]) -> None:
         assert len(part) == len(want.candidates)
         np.testing.assert_array_equal(got.entropy.cpu().numpy(), want.entropy)
         assert got.entropy.dtype == torch.float32
+
+
+def test_edges_of_any_size() -> None:
+    """Of the images without their bars, blended like entropies."""
+    images = [texture(*size) for size in SHRUNK + WHOLE]
+    inputs = processor()(images, return_tensors="pt").to(DEVICE)
+    for image, got in zip(images, edges_of(FAMILY, inputs), strict=True):
+        np.testing.assert_array_equal(got, truth(image, cell_edges).entropy)
 
 
 def several() -> list[Prompt]:

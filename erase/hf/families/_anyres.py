@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erase.hf.families._bars import with_bars_filled
 from erase.hf.families._patches import function_of_model_file
 from erase.hf.families._protocol import Encoded, Family, Measure, Statistics
 from erase.hf.families._tiles import (
@@ -23,6 +24,7 @@ from erase.hf.families._tiles import (
     statistics_of_tower,
 )
 from erase.transfer import upload
+from erase_kernels import patch_edges_from_pixels
 
 NEWLINE = -1.0
 """Cell number of a newline token."""
@@ -56,6 +58,9 @@ class AnyResolution(Family):
     ) -> Tensor:
         """One cell per patch of every tile, without the tiles that only fill up a batch.
 
+        Edges are those of the image: where it ends in a cell, its last pixels are repeated instead
+        of the black bar beside it. Entropies count the bar's pixels, as the published code does.
+
         Raises:
             ValueError: other tiles than those that ``image_sizes`` ask for.
         """
@@ -72,6 +77,8 @@ class AnyResolution(Family):
             raise ValueError(
                 f"pixel_values: {len(pixels)} tiles, but image_sizes ask for {counts} tiles"
             )
+        if measure is patch_edges_from_pixels and pixels.ndim == 4:
+            pixels = with_bars_filled(base, pixels, counts, call["image_sizes"])
         patch = sides(base.config.vision_config.patch_size)
         return measure_tiles(measure, pixels, patch, statistics)
 
