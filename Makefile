@@ -23,7 +23,7 @@ RELEASE_ENV = PATH="$(abspath $(BIN)):$$PATH" \
   SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) \
   $(if $(wildcard $(CUDA_TOOLKIT)/installed),CUDA_HOME=$(abspath $(CUDA_TOOLKIT))/nvidia/cu13)
 
-.PHONY: demo test test-min mutants bench gpu-report gpu-check lint format wheel sdist \
+.PHONY: demo test test-min mutants bench accuracy train gpu-report gpu-check lint format wheel sdist \
   wheel-check cuda-toolkit build clean
 
 # torch comes first and pinned: no later requirement may replace it.
@@ -52,7 +52,7 @@ build: $(VENV)/installed
 	ERASE_KERNELS_NATIVE=1 $(BIN)/python setup.py --quiet build_ext --inplace
 
 demo: build
-	$(BIN)/python -m erase demo
+	$(BIN)/python -m erase demo --reader bench/accuracy/weights
 
 test: build
 	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_FLAGS) tests
@@ -67,6 +67,16 @@ bench: build
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.prefill
 	$(BIN)/python -m bench.decode
+
+# Compared with docs/accuracy.md; 500 samples of each size, ACCURACY_FLAGS=--quick for fewer.
+accuracy: build
+	$(BIN)/python -m bench.accuracy $(ACCURACY_FLAGS)
+
+# The reading model from scratch; goes on where it was stopped. Threads that wait must not spin:
+# another process draws the images.
+train: build
+	GOMP_SPINCOUNT=1000 $(BIN)/python -m bench.accuracy.train --output build/accuracy/training \
+	  $(TRAIN_FLAGS)
 
 $(TRITON_OLDEST_DIR)/installed: | $(VENV)/installed
 	rm -rf $(TRITON_OLDEST_DIR)
