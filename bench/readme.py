@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import device_report, prefill, report
+from bench.accuracy import results as accuracy
+from bench.accuracy import tables as accuracy_tables
 from bench.machine import ROOT
 from bench.problem import COMPILED
 from bench.rows import PLAIN, PUBLISHED
@@ -23,6 +25,7 @@ from bench.rows import PLAIN, PUBLISHED
 README = ROOT / "README.md"
 OPERATORS = ROOT / "docs" / "operators.md"
 START, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+ACCURACY_START, ACCURACY_END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 DEVICE = "amd-epyc"
 """Folder of bench/results whose CPU the README shows."""
 GPU = "nvidia-h200"
@@ -173,15 +176,21 @@ def filled(text: str) -> str:
     return MEASURED.sub(lambda found: found[1] + measured(found[2]) + "\n" + found[3], text)
 
 
+def between(text: str, start: str, end: str, fresh: str) -> str:
+    """``text`` with ``fresh`` on lines of its own between two marks that it holds once."""
+    head, rest = text.split(start)
+    _, tail = rest.split(end)
+    return f"{head}{start}\n{fresh}\n{end}{tail}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="fail where a table is stale")
     arguments = parser.parse_args()
-    text = README.read_text()
-    head, rest = text.split(START)
-    _, tail = rest.split(END)
+    text = between(README.read_text(), START, END, tables())
+    shown = accuracy_tables.short_table(accuracy.load())
     fresh = {
-        README: f"{head}{START}\n{tables()}\n{END}{tail}",
+        README: between(text, ACCURACY_START, ACCURACY_END, shown),
         OPERATORS: filled(OPERATORS.read_text()),
     }
     if arguments.check:

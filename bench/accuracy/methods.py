@@ -18,7 +18,7 @@ SPREAD = 0.2
 """Share of stage 1's tokens that the ablation reserves for an even spread."""
 PRESET = "Qwen2.5-VL-7B"
 
-MAIN = ("random", "downsample", "fastv", "erase")
+MAIN = ("random", "downsample", "fastv", "fastv-late", "erase")
 SCORES = ("entropy", "deviation", "edges")
 
 
