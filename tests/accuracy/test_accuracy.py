@@ -166,11 +166,11 @@ def test_processes_give_the_same_answers(bed: Bed, monkeypatch: pytest.MonkeyPat
     assert np.array_equal(grid.median, expected["stage1"].median)
 
 
-def results_of(right: list[bool], kept: float = 0.25) -> Results:
+def results_of(right: list[bool], kept: float = 0.25, job: str = "erase@0.25") -> Results:
     made = outcome(len(right), 0)
     arrays = {**vars(made), "right": np.array(right), "kept": np.full(len(right), kept)}
     answers = summarise(type(made)(**arrays))
-    return Results({}, {"8x8": GridResults(made.median, {"erase@0.25": answers})})
+    return Results({}, {"8x8": GridResults(made.median, {job: answers})})
 
 
 COMMITTED = [True] * 540 + [False] * 60
@@ -197,6 +197,11 @@ def test_differences_are_found(right: list[bool], kept: float, named: str | None
         (line,) = lines
         assert line.startswith("8x8 erase@0.25: ")
         assert named in line
+
+
+def test_rows_without_a_final_ratio_keep_what_images_ask_for() -> None:
+    ours, committed = (results_of(COMMITTED, kept, "stage1") for kept in (0.7, 0.72))
+    assert evaluate.differences(ours, committed) == []
 
 
 def test_rows_that_the_committed_evaluation_lacks() -> None:
