@@ -42,7 +42,8 @@ class Random(Settings):
     (batch row after batch row, videos after all images). So prefills of the same sizes keep the
     same cells, on every device; what an image keeps also depends on the sizes of those before it.
     Beams and returned sequences of a prompt keep the same cells of its images, unless the attention
-    mask hides some of the prompt's image tokens: then each row has numbers of its own.
+    mask hides some of the prompt's image tokens, or transformers encodes a copy of the pixels for
+    each (releases that do not encode before the forward): then each row has numbers of its own.
     Average over seeds; ``session.override(seed=...)`` changes it for a request.
 
     Args:
